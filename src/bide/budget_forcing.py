@@ -1,0 +1,497 @@
+"""Budget forcing: the state machine that ends thinking, or refuses its end, at exact counts.
+
+Contract. One `BudgetForcer` follows one turn of one model. An engine gives it each token id that
+the model samples (`feed`) and takes the ids that must stand in the text instead of sampled ones
+(`next_forced`). The machine writes the turn: `token_ids`, with `forced` (0 sampled, 1 forced) and
+`regions` for each. It knows token ids only: no text, no tokenizer, no engine. Standard library.
+
+The engine's context must always be: prompt + `token_ids` + `pending`. So after each `feed`:
+
+    ACCEPT  go on sampling
+    HOLD    go on sampling; the latest ids may be the beginning of a marker and are not yet output
+    FORCE   cut the context to prompt + `context_length` ids, then append what `next_forced` gives
+            until it gives None, then go on sampling (ids that `banned_ids` names masked)
+    STOP    the turn is over
+
+States:
+
+    HEADER -> THINKING | ANSWERING      THINKING -> FORCING | HEADER | ANSWERING | DONE
+    FORCING -> THINKING | ANSWERING     ANSWERING -> THINKING | HEADER | DONE
+
+Counting, one rule for every format:
+
+- A thinking token is a token between the markers, sampled or forced (waits, hints, end message).
+- The markers, the end-of-turn token, and a newline that only serves the marker are not counted.
+- So a thought of L tokens ends naturally under a maximum of N exactly if L < N: when the Nth
+  token stands, thinking is cut at once. (In s1's harness the stop token is counted, which gives
+  the same rule; its README script counts the stop token but not the wait strings; its statistics
+  tokenise the text again. bide counts ids, once.)
+- The maximum is one total for the turn: all waits, all blocks. s1 grants it to each round anew.
+
+Semantics (s1 section 3.1): at a cut: newline if the line is open, end marker, answer prefix. At a
+natural end: the end marker (after a newline, if the model ended the turn in an open line). At a
+refused end: the end marker is dropped, the wait string appended, thinking goes on in the same
+context.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Container, Iterable
+from enum import Enum
+
+from .errors import BudgetError
+from .markers import ForcedTexts, Ids, Markers
+from .thinking_budget import ThinkingBudget
+from .token_sequences import LoopDetector, MarkerMatcher
+from .types import BudgetReport, EndedBy, FinishReason, Region
+
+__all__ = ["Action", "BudgetForcer", "BudgetReport", "EndedBy", "ForcedTexts", "Ids", "Markers", "Region", "State"]
+
+UNLIMITED = sys.maxsize
+
+
+class State(Enum):
+    """Where a turn stands."""
+
+    HEADER = "before a block: the model writes the header of its next message"
+    THINKING = "inside a thinking block: tokens are counted, end markers are watched for"
+    FORCING = "ids are queued: the engine takes them before it samples again"
+    ANSWERING = "thinking is closed: tokens pass; a start marker opens another block"
+    DONE = "the turn is over"
+
+
+class Action(Enum):
+    """What `feed` asks of the engine (see the module docstring)."""
+
+    ACCEPT = "go on sampling"
+    HOLD = "go on sampling, show nothing yet"
+    FORCE = "cut the context to context_length, append the forced ids, go on"
+    STOP = "the turn is over"
+
+
+class BudgetForcer:
+    """One turn of one model under one budget.
+
+    `max_tokens` limits all output, `max_answer_tokens` the answer (both in tokens; None: no
+    limit). `last_prompt_id` is only asked whether it ends a line. Raises `BudgetError` when the
+    texts do not fit into the budget.
+    """
+
+    def __init__(
+        self,
+        budget: ThinkingBudget,
+        markers: Markers,
+        texts: ForcedTexts = ForcedTexts(),
+        *,
+        max_tokens: int | None = None,
+        max_answer_tokens: int | None = None,
+        last_prompt_id: int | None = None,
+    ) -> None:
+        self.budget = budget
+        self.token_ids: list[int] = []
+        self.forced = bytearray()
+        self.regions = bytearray()
+        self.pending: list[int] = []
+        """Held-back ids: in the engine's context, not in the output."""
+        self.used = 0
+        self.waits_taken = 0
+        self.ended_by: EndedBy | None = None
+        self.finish_reason: FinishReason | None = None
+        self._markers = markers
+        self._texts = texts
+        self._max_tokens = UNLIMITED if max_tokens is None else max_tokens
+        self._max_answer = UNLIMITED if max_answer_tokens is None else max_answer_tokens
+        self._last_prompt_id = last_prompt_id
+        self._queue: deque[tuple[int, Region]] = deque()
+        self._then = State.ANSWERING
+        self._answer_tokens = 0
+        self._forced_thinking = 0
+        self._loop = None if budget.loop_guard is None else LoopDetector(budget.loop_guard)
+        self._looping = False
+        self._client_end = False
+        self._banned = False
+        self._fast = False
+        self._ends = MarkerMatcher(markers.ends)
+        self._thinking_watch = self._ends.first_ids | markers.eos
+        headers = markers.ends if markers.answer_start else ()  # an end opens the next header
+        self._outside_sequences = [s for s in (markers.start, markers.answer_start, *headers) if s]
+        self._outside = MarkerMatcher(self._outside_sequences)
+        self._matcher = self._outside
+        self._boundary: Container[int] = markers.line_ends if budget.boundary == "line" else markers.sentence_ends
+        self._check_room()
+        self._soft_limit = budget.soft_limit_tokens
+        self._cap = self._grace_start = self._limit = UNLIMITED
+        self._cap_reason: EndedBy = "budget"
+        self.state = State.HEADER if markers.answer_start else State.ANSWERING
+        if markers.opened:
+            self._open()
+
+    # What an engine calls.
+
+    def feed(self, token: int) -> Action:
+        """Take one sampled id. The engine must have taken all forced ids before."""
+        if self._fast and token not in self._thinking_watch and self.used + 1 < self._limit:
+            self.token_ids.append(token)
+            self.forced.append(0)
+            self.regions.append(0)
+            self.used += 1
+            return Action.ACCEPT
+        return self._feed(token)
+
+    def feed_segment(self, tokens: Iterable[int]) -> tuple[int, Action]:
+        """Take the ids of a finished segment. Returns how many counted, and the last action:
+        ids behind a FORCE or STOP were sampled in a context that no longer exists, and are void."""
+        action = Action.ACCEPT
+        consumed = 0
+        for token in tokens:
+            action = self.feed(token)
+            consumed += 1
+            if action is Action.FORCE or action is Action.STOP:
+                break
+        return consumed, action
+
+    def next_forced(self) -> int | None:
+        """The next id that must stand in the context, now part of the output. None: sample."""
+        if not self._queue:
+            return None
+        token, region = self._queue.popleft()
+        self._put_forced(token, region)
+        if not self.done and not self._queue:
+            self._enter(self._then)
+            if self.state is State.THINKING:
+                self._after_thought(token)
+        return token
+
+    def drain_forced(self) -> list[int]:
+        """All ids that `next_forced` would give now."""
+        drained = []
+        while (token := self.next_forced()) is not None:
+            drained.append(token)
+        return drained
+
+    def banned_ids(self) -> frozenset[int]:
+        """Ids that the next sample must not be: what would end thinking, from a wait string of ""
+        until the next thinking token stands. Else empty."""
+        if not self._banned or self.state is not State.THINKING:
+            return frozenset()
+        return frozenset(self._ends.completing_ids() | self._markers.eos)
+
+    def lookahead(self) -> int:
+        """How many ids (at least 1) may be sampled before a count can ask for something else."""
+        if self.state is State.THINKING:
+            if self._client_end or self._banned:
+                return 1
+            soft = UNLIMITED if self._soft_limit is None else self._soft_limit
+            ahead = (self._limit if self._limit > self.used else min(self._cap, soft)) - self.used
+        else:
+            ahead = self._max_answer - self._answer_tokens
+        return max(1, min(ahead, self._max_tokens - len(self.token_ids)) - len(self.pending))
+
+    def end_thinking(self) -> None:
+        """End thinking now (`ended_by` "client"): the text being forced or else the next sampled
+        token is the last thought, and an end that the model writes is not refused any more.
+        May be called from another thread. Without effect unless a block is open."""
+        if self._block_open:
+            self._client_end = True
+            self._limit = 0
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the turn from outside: the client has left, or the context is full."""
+        if self.done:
+            return
+        thinking = self._block_open
+        if self.state is not State.FORCING:
+            self._flush()  # what a cut queues here is dropped: the turn ends instead
+        if self.done:
+            return
+        if thinking and reason != "stop":
+            self.ended_by = reason
+        self._finish(reason)
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn is over."""
+        return self.state is State.DONE
+
+    @property
+    def context_length(self) -> int:
+        """How many output ids the engine's context holds behind the prompt."""
+        return len(self.token_ids) + len(self.pending)
+
+    def report(self) -> BudgetReport:
+        """The counts so far."""
+        maximum, minimum = self.budget.thinking_token_budget, self.budget.min_thinking_tokens
+        return BudgetReport(
+            max=maximum,
+            min=minimum,
+            used=self.used,
+            sampled=self.used - self._forced_thinking,
+            forced_tokens=sum(self.forced),
+            waits=self.waits_taken,
+            ended_by=self.ended_by,
+            exact=(maximum is None or self.used <= maximum) and self.used >= minimum,
+        )
+
+    # One sampled token, off the fast path.
+
+    def _feed(self, token: int) -> Action:
+        assert not self._queue, "forced ids must be taken before the next sample"
+        assert not self.done, "the turn is over"
+        if token in self._markers.eos:
+            return self._on_eos(token)
+        self.pending.append(token)
+        match = self._matcher.step(token)
+        if match is None:
+            return self._release(len(self.pending) - self._matcher.depth)
+        thinking = self.state is State.THINKING
+        marker = (self._markers.ends if thinking else self._outside_sequences)[match]
+        action = self._release(len(self.pending) - len(marker))
+        if action is Action.FORCE or action is Action.STOP:
+            return action
+        self.pending.clear()
+        if thinking:
+            return self._on_end(marker)
+        self._put_sampled(marker, Region.MARKER)
+        if self.done:
+            return Action.STOP
+        if marker == self._markers.start:
+            return self._open()
+        self._enter(State.ANSWERING if marker == self._markers.answer_start else State.HEADER)
+        return Action.ACCEPT
+
+    def _release(self, count: int) -> Action:
+        """Output the first `count` held-back ids, as far as the budget goes."""
+        state = self.state
+        region = _REGION_OF[state]
+        for _ in range(count):
+            token = self.pending.pop(0)
+            self._banned = False
+            self._put(token, 0, region)
+            if state is State.THINKING and self.state is state:
+                self._after_thought(token)
+            if self.state is not state:  # cut, or out of room: what was sampled behind is void
+                self.pending.clear()
+                return Action.STOP if self.state is State.DONE else Action.FORCE
+        self._fast = state is State.THINKING and self._loop is None and not self.pending
+        return Action.HOLD if self.pending else Action.ACCEPT
+
+    def _flush(self) -> Action:
+        """Output all that is held back: it has turned out to be no marker."""
+        self._matcher.reset()
+        return self._release(len(self.pending))
+
+    def _on_eos(self, token: int) -> Action:
+        action = self._flush()
+        if action is Action.FORCE or action is Action.STOP:
+            return action
+        if self.state is State.THINKING:
+            return self._on_end(())
+        self._put(token, 0, Region.MARKER)
+        self._finish("stop")
+        return Action.STOP
+
+    def _on_end(self, marker: Ids, stands: bool = True) -> Action:
+        """The model ends its thinking, by `marker` or, if that is empty, by ending the turn.
+        Unless `stands`, what came before the marker is dropped, so the marker is written anew."""
+        wait = self._next_wait()
+        self._banned = wait == ()
+        if wait is not None:
+            self.waits_taken += 1
+            return self._force([(wait, Region.THINKING)], State.THINKING)
+        self.ended_by = "natural" if marker else "eos"
+        markers = self._markers
+        close = markers.natural_close
+        if close is None:
+            close = marker or self._line() + markers.close
+        after = State.HEADER if markers.answer_start and close == marker else State.ANSWERING
+        if stands and marker and close[: len(marker)] == marker:
+            self._put_sampled(marker, Region.MARKER)
+            close = close[len(marker) :]
+        return self._force([(close, Region.MARKER)], after)
+
+    def _next_wait(self) -> Ids | None:
+        """The wait to append at an end that is to be refused; None: the end stands."""
+        if self._client_end:
+            return None
+        short = self.used < self.budget.min_thinking_tokens
+        if not short and self.waits_taken >= self.budget.waits:
+            return None
+        wait = self._texts.waits[self.waits_taken % len(self._texts.waits)]
+        if wait and self._markers.waits_on_new_line and self._last_id() not in self._markers.line_ends:
+            wait = self._markers.newline + wait
+        room = self._cap - self.used
+        if len(wait) < room:
+            return wait
+        return wait[:room] if short else None
+
+    def _after_thought(self, last: int) -> None:
+        """One more thinking token stands: does a count or a guard ask for something?"""
+        if self._client_end:
+            self._cut("client")
+        elif self.used >= self._cap:
+            self._cut(self._cap_reason)
+        elif self.used >= self._grace_start and last in self._boundary:
+            self._cut("grace")
+        elif self._looping:
+            self._cut("loop")
+        else:
+            self._hint_if_due()
+
+    def _hint_if_due(self) -> Action:
+        if self._soft_limit is None or self.used < self._soft_limit:
+            return Action.ACCEPT
+        self._soft_limit = None
+        self._set_limit()
+        hint = self._texts.soft_limit_message
+        if not hint or self.used + len(hint) >= self._cap:  # a wait may have jumped too close to the maximum
+            return Action.ACCEPT
+        return self._force([(hint, Region.THINKING)], State.THINKING)
+
+    def _cut(self, reason: EndedBy) -> Action:
+        self.ended_by = reason
+        markers, texts = self._markers, self._texts
+        message, maximum = texts.end_message, self.budget.thinking_token_budget
+        if maximum is not None and self.used + len(message) > maximum:  # no thinking, or a spent budget re-opened
+            message = ()
+        line = self._line(message)
+        return self._force(
+            [
+                (message, Region.THINKING),
+                (line + markers.close, Region.MARKER),
+                (texts.answer_prefix, Region.ANSWER),
+            ],
+            State.ANSWERING,
+        )
+
+    # Moves between states.
+
+    def _open(self) -> Action:
+        """A thinking block begins."""
+        budget, texts = self.budget, self._texts
+        self._client_end = False  # it was meant for the block before
+        self._cap, self._cap_reason = UNLIMITED, "budget"
+        if budget.thinking_token_budget is not None:
+            self._cap = max(0, budget.thinking_token_budget - len(texts.end_message))
+        if budget.grace_tokens:
+            self._grace_start = max(budget.min_thinking_tokens, self._cap - budget.grace_tokens)
+        if budget.reserve_answer_tokens and self._max_tokens != UNLIMITED:
+            free = self._max_tokens - len(self.token_ids) - budget.reserve_answer_tokens
+            room = max(0, self.used + free - self._closing_length())
+            if room < self._cap:
+                self._cap, self._cap_reason = room, "length"
+        self._set_limit()
+        self._enter(State.THINKING)
+        if self.used >= self._cap:
+            return self._cut(self._cap_reason)
+        return self._hint_if_due()
+
+    def _enter(self, state: State) -> None:
+        self.state = state
+        self._matcher = self._ends if state is State.THINKING else self._outside
+        self._matcher.reset()
+        self._fast = state is State.THINKING and self._loop is None and not self._banned
+
+    def _force(self, parts: list[tuple[Ids, Region]], then: State) -> Action:
+        """Queue `parts`, then go to `then`."""
+        if self.done:
+            return Action.STOP
+        self._fast = False
+        self._queue.extend((token, region) for ids, region in parts for token in ids)
+        if self._queue:
+            self.state, self._then = State.FORCING, then
+            return Action.FORCE
+        again = self.state is then  # a refusal without a text: drop the marker, sample again
+        self._enter(then)
+        return Action.FORCE if again else Action.ACCEPT
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.state = State.DONE
+        self._fast = False
+        self._queue.clear()
+        self.pending.clear()
+        self.finish_reason = reason
+
+    def _put_sampled(self, ids: Ids, region: Region) -> None:
+        for token in ids:
+            if not self.done:
+                self._put(token, 0, region)
+
+    def _put_forced(self, token: int, region: Region) -> None:
+        self._put(token, 1, region)
+
+    def _put(self, token: int, forced: int, region: Region) -> None:
+        """Write one id into the output."""
+        self.token_ids.append(token)
+        self.forced.append(forced)
+        self.regions.append(region)
+        if region is Region.THINKING:
+            self.used += 1
+            self._forced_thinking += forced
+            if self._loop is not None:
+                self._looping = self._loop.push(token)
+        elif region is Region.ANSWER:
+            self._answer_tokens += 1
+        if len(self.token_ids) >= self._max_tokens or self._answer_tokens >= self._max_answer:
+            if region is Region.THINKING and self._block_open:
+                self.ended_by = "length"
+            self._finish("length")
+
+    # Small helpers.
+
+    def _line(self, message: Ids = ()) -> Ids:
+        """What completes the line (behind `message`, if one is forced) before a forced marker."""
+        markers = self._markers
+        if not self.used and not message and markers.empty:
+            return markers.empty
+        last = message[-1] if message else self._last_id()
+        return () if last in markers.line_ends else markers.newline
+
+    @property
+    def _block_open(self) -> bool:
+        return self.state is State.THINKING or (self.state is State.FORCING and self._then is State.THINKING)
+
+    def _last_id(self) -> int | None:
+        return self.token_ids[-1] if self.token_ids else self._last_prompt_id
+
+    def _set_limit(self) -> None:
+        soft = UNLIMITED if self._soft_limit is None else self._soft_limit
+        room = self.used + self._max_tokens - len(self.token_ids)  # inside a block both counts grow together
+        self._limit = 0 if self._client_end else min(self._cap, soft, self._grace_start, room)
+
+    def _closing_length(self) -> int:
+        """Most tokens that a cut may write."""
+        line = max(len(self._markers.newline), len(self._markers.empty))
+        return line + len(self._texts.end_message) + len(self._markers.close) + len(self._texts.answer_prefix)
+
+    def _check_room(self) -> None:
+        budget, texts = self.budget, self._texts
+        maximum = budget.thinking_token_budget
+        if maximum and len(texts.end_message) >= maximum:
+            raise BudgetError(
+                f"end_message alone is {len(texts.end_message)} tokens, thinking_token_budget is {maximum}",
+                hint="shorten the message or raise the budget",
+            )
+        soft = budget.soft_limit_tokens
+        if maximum and soft is not None:
+            if soft + len(texts.soft_limit_message) >= maximum - len(texts.end_message):
+                raise BudgetError(
+                    f"soft_limit at {soft} tokens and its message of {len(texts.soft_limit_message)} tokens "
+                    f"do not fit below thinking_token_budget={maximum}",
+                    hint="set soft_limit earlier or shorten the message",
+                )
+        if budget.reserve_answer_tokens and self._max_tokens != UNLIMITED:
+            if budget.reserve_answer_tokens + self._closing_length() > self._max_tokens:
+                raise BudgetError(
+                    f"reserve_answer_tokens={budget.reserve_answer_tokens} and the {self._closing_length()} tokens "
+                    f"that close thinking do not fit into {self._max_tokens} tokens of output",
+                    hint="raise max_tokens or reserve less",
+                )
+
+
+_REGION_OF = {
+    State.THINKING: Region.THINKING,
+    State.HEADER: Region.MARKER,
+    State.ANSWERING: Region.ANSWER,
+}

@@ -1,0 +1,50 @@
+"""Render a model's own chat template (Jinja) the way transformers does.
+
+The only module that imports jinja2.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import ModelError
+from .types import Message
+
+
+def render_chat(template: str, messages: Sequence[Message], **variables: Any) -> str:
+    """The prompt for `messages`, ready for the model's reply.
+
+    `variables` are what templates expect besides messages: bos_token, eos_token, and the
+    template's own switches. Raises `ModelError` when the template is broken or refuses.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
+    try:
+        return environment.from_string(template).render(
+            messages=[asdict(message) for message in messages],
+            add_generation_prompt=True,
+            tools=None,
+            documents=None,
+            **variables,
+        )
+    except jinja2.TemplateError as error:
+        raise ModelError(f"the model's chat template cannot be rendered: {error}") from error
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,246 @@
+"""Break the state machine on purpose, and see whether the tests notice.
+
+Run: python tests/mutations.py [NAME ...]
+Each mutation replaces one text in a temporary copy of the package and runs the tests against that
+copy. Not a test itself: it takes minutes. Exit code 1 if a mutation survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = (
+    "test_golden.py",
+    "test_budget_forcing.py",
+    "test_s1_parity.py",
+    "test_token_sequences.py",
+    "test_properties.py",
+    "test_differential.py",
+)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+FORCING, S1, SEQUENCES = "budget_forcing.py", "s1_parity.py", "token_sequences.py"
+MUTATIONS = (
+    Mutation("cut one token late", FORCING, "elif self.used >= self._cap:", "elif self.used > self._cap:"),
+    Mutation("fast path one too far", FORCING, "self.used + 1 < self._limit", "self.used < self._limit"),
+    Mutation("fast path blind to max_tokens", FORCING, "soft, self._grace_start, room)", "soft, self._grace_start)"),
+    Mutation("wait fills the last place", FORCING, "if len(wait) < room:", "if len(wait) <= room:"),
+    Mutation(
+        "one wait too many", FORCING, "self.waits_taken >= self.budget.waits", "self.waits_taken > self.budget.waits"
+    ),
+    Mutation("waits do not cycle", FORCING, "self.waits_taken % len(self._texts.waits)", "0"),
+    Mutation(
+        "minimum one short",
+        FORCING,
+        "self.used < self.budget.min_thinking_tokens",
+        "self.used + 1 < self.budget.min_thinking_tokens",
+    ),
+    Mutation("wait overruns at the minimum", FORCING, "return wait[:room] if short", "return wait if short"),
+    Mutation(
+        "held ids lost at the end of the turn",
+        FORCING,
+        "        action = self._flush()\n        if",
+        "        self.pending.clear()\n        action = Action.ACCEPT\n        if",
+    ),
+    Mutation(
+        "matcher not reset by forced text",
+        FORCING,
+        "        self._matcher.reset()\n        self._fast = state",
+        "        self._fast = state",
+    ),
+    Mutation(
+        "ban never ends", FORCING, "            self._banned = False\n            self._put", "            self._put"
+    ),
+    Mutation(
+        "fast path under a ban", FORCING, " and self._loop is None and not self._banned", " and self._loop is None"
+    ),
+    Mutation(
+        "ban forgets the end of the turn",
+        FORCING,
+        "self._ends.completing_ids() | self._markers.eos",
+        "self._ends.completing_ids()",
+    ),
+    Mutation(
+        "end message not counted ahead",
+        FORCING,
+        "budget.thinking_token_budget - len(texts.end_message)",
+        "budget.thinking_token_budget",
+    ),
+    Mutation("end message twice", FORCING, "self.used + len(message) > maximum:", "maximum == 0:"),
+    Mutation(
+        "newline although the line is complete",
+        FORCING,
+        "() if last in markers.line_ends else markers.newline",
+        "markers.newline",
+    ),
+    Mutation("forced not marked", FORCING, "self._put(token, 1, region)", "self._put(token, 0, region)"),
+    Mutation(
+        "grace before the minimum",
+        FORCING,
+        "max(budget.min_thinking_tokens, self._cap - budget.grace_tokens)",
+        "max(0, self._cap - budget.grace_tokens)",
+    ),
+    Mutation("grace one late", FORCING, "self.used >= self._grace_start and", "self.used > self._grace_start and"),
+    Mutation("hint overruns", FORCING, "self.used + len(hint) >= self._cap:", "self.used + len(hint) > self._cap:"),
+    Mutation(
+        "hint given twice",
+        FORCING,
+        "        self._soft_limit = None\n        self._set_limit()",
+        "        self._set_limit()",
+    ),
+    Mutation(
+        "client's end is refused by a wait", FORCING, "        if self._client_end:\n            return None\n", ""
+    ),
+    Mutation("client's end outlives its block", FORCING, "        self._client_end = False  #", "        #"),
+    Mutation("lookahead blind to the client", FORCING, "if self._client_end or self._banned:", "if self._banned:"),
+    Mutation("lookahead ignores what is held", FORCING, " - len(self.pending))\n", ")\n"),
+    Mutation(
+        "reserve forgets the closing text", FORCING, "self.used + free - self._closing_length()", "self.used + free"
+    ),
+    Mutation("reserve per block, not per turn", FORCING, "max(0, self.used + free", "max(0, free"),
+    Mutation(
+        "a header ends in thinking",
+        FORCING,
+        "self._enter(State.ANSWERING if marker == self._markers.answer_start",
+        "self._enter(State.ANSWERING if marker != self._markers.answer_start",
+    ),
+    Mutation(
+        "finish leaves forced ids",
+        FORCING,
+        "        self._queue.clear()\n        self.pending.clear()\n",
+        "        self.pending.clear()\n",
+    ),
+    Mutation(
+        "finish chokes while forcing",
+        FORCING,
+        "        if self.state is not State.FORCING:\n            self._flush()",
+        "        if True:\n            self._flush()",
+    ),
+    Mutation(
+        "a written marker counts as cut",
+        FORCING,
+        "if region is Region.THINKING and self._block_open:",
+        "if self._block_open:",
+    ),
+    Mutation(
+        "every block anew",
+        FORCING,
+        "        self._set_limit()\n        self._enter(State.THINKING)",
+        "        self.used = 0\n        self._set_limit()\n        self._enter(State.THINKING)",
+    ),
+    Mutation(
+        "segment goes on behind a force",
+        FORCING,
+        "if action is Action.FORCE or action is Action.STOP:\n                break",
+        "if action is Action.STOP:\n                break",
+    ),
+    Mutation(
+        "s1: one round for all",
+        S1,
+        "            self._round_used = 0\n            self._set_banned()",
+        "            self._set_banned()",
+    ),
+    Mutation("s1: not cut to the maximum", S1, "if self.used < self._cap:", "if True:"),
+    Mutation(
+        "s1: a wait after the cut", S1, "self._round_used >= self._round_cap", "self._round_used > self._round_cap"
+    ),
+    Mutation("s1: first token may be a stop", S1, "(waits and self._round_used == 0)", "False"),
+    Mutation(
+        "s1: newline by the kept text",
+        S1,
+        "return self.pending[-1] if self.pending else super()._last_id()",
+        "return super()._last_id()",
+    ),
+    Mutation("s1: marker taken from beyond", S1, "stands=not beyond", "stands=True"),
+    Mutation(
+        "s1: shows what is beyond",
+        S1,
+        "        if self.state is not State.THINKING:\n            return super()._flush()\n",
+        "        if True:\n            return super()._flush()\n",
+    ),
+    Mutation(
+        "matcher does not fall back",
+        SEQUENCES,
+        "            node = self._fails[node]\n        return self._children[node].get(token, 0)",
+        "            node = 0\n        return self._children[node].get(token, 0)",
+    ),
+    Mutation(
+        "matcher overlooks a shorter end", SEQUENCES, "self._matches[node] = self._matches[self._fails[node]]", "pass"
+    ),
+    Mutation(
+        "matcher keeps its place after a match",
+        SEQUENCES,
+        "        if match is not None:\n            self._node = 0\n",
+        "",
+    ),
+    Mutation(
+        "completing ids of the deepest node only",
+        SEQUENCES,
+        "            if node == 0:\n                return found\n",
+        "            return found\n",
+    ),
+    Mutation("loop: unverified", SEQUENCES, "return self._run + period >=", "return self._run + 2 * period >="),
+    Mutation("loop: short blocks", SEQUENCES, "block = period * -(-LOOP_BLOCK // period)", "block = period"),
+    Mutation(
+        "loop: oldest place remembered",
+        SEQUENCES,
+        "self._seen[self._hash] = size",
+        "self._seen.setdefault(self._hash, size)",
+    ),
+)
+
+
+def caught_by(mutation: Mutation, workplace: Path) -> str | None:
+    """The test that fails under `mutation`; None: it survived."""
+    package = workplace / "src" / "bide"
+    shutil.rmtree(workplace / "src", ignore_errors=True)
+    shutil.copytree(ROOT / "src", workplace / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    target = package / mutation.file
+    text = target.read_text(encoding="utf-8")
+    assert text.count(mutation.old) == 1, f"{mutation.name}: found {text.count(mutation.old)} times, not once"
+    target.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
+    environment = os.environ | {"PYTHONPATH": str(workplace / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        result = subprocess.run(
+            [*command, *(str(ROOT / "tests" / test) for test in TESTS)],
+            env=environment, cwd=workplace, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return "a test that never ends"
+    failed = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if result.returncode == 0:
+        return None
+    return failed[0].split("::", 1)[-1].split(" - ")[0] if failed else f"exit code {result.returncode}"
+
+
+def main() -> int:
+    wanted = sys.argv[1:]
+    survived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for mutation in MUTATIONS:
+            if wanted and mutation.name not in wanted:
+                continue
+            test = caught_by(mutation, Path(folder))
+            survived += test is None
+            print(f"{'SURVIVED' if test is None else 'caught'}: {mutation.name}: {test or ''}", flush=True)
+    return 1 if survived else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
