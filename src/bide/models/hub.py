@@ -1,0 +1,104 @@
+"""GGUF files from the Hugging Face hub, into the hub's own cache, which other programs share.
+
+The only module of bide that imports huggingface_hub; nothing imports it before a model of the
+hub is asked for. Offline, a file that is named in full and cached is found.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors
+
+from ..errors import DownloadError, ModelError, UsageError
+from .files import MB, Report
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
+_FORM = "write hf:org/repo, hf:org/repo:FILE.gguf or hf:org/repo:Q4_K_M"
+
+
+def from_hub(spec: str, report: Report) -> Path:
+    """The file that "org/repo", "org/repo:file.gguf" or "org/repo:quantisation" means.
+
+    Of a model in several files the first is returned, the others lie next to it. Raises
+    `UsageError` (form), `ModelError` (no such file, several, no access), `DownloadError`.
+    """
+    repo, _, wanted = spec.partition(":")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise UsageError(f"not a repository of the Hugging Face hub: {repo!r}", hint=_FORM)
+    try:
+        if wanted.lower().endswith(".gguf") and not _SHARD.search(wanted):
+            report(f"{wanted} of {repo} from the Hugging Face hub, unless its cache has it")
+            return Path(huggingface_hub.hf_hub_download(repo, wanted))
+        return _from_listing(repo, wanted, report)
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repo} asks its users to accept terms first",
+            hint=f"at https://huggingface.co/{repo}; then: hf auth login",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(f"the Hugging Face hub has no repository {repo}, or only a private one") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise ModelError(f"{repo} has no file {wanted}", hint=f"leave it out to see the files: hf:{repo}") from error
+    except KeyboardInterrupt:
+        raise DownloadError(f"the download of {repo} was interrupted", hint="run the same command again") from None
+    except errors.HFValidationError as error:
+        raise UsageError(str(error), hint=_FORM) from error
+    except (OSError, errors.EntryNotFoundError) as error:  # the hub's and httpx's errors are OSErrors
+        raise DownloadError(
+            f"{repo} could not be downloaded from the Hugging Face hub: {' '.join(str(error).split())[:200]}",
+            hint=f"offline, a cached file is found by its full name: hf:{repo}:FILE.gguf",
+        ) from error
+
+
+def _from_listing(repo: str, wanted: str, report: Report) -> Path:
+    info: Any = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    first = choose(repo, list(sizes), wanted)
+    files = _shards(first, list(sizes))
+    licence = next((tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")), "not stated")
+    size_bytes = sum(sizes[file] for file in files)
+    report(
+        f"{first}{f' and {len(files) - 1} more' if files[1:] else ''} of {repo} from the Hugging Face hub, "
+        f"{size_bytes / MB:,.0f} MB unless its cache has it; licence {licence}"
+    )
+    paths = [Path(huggingface_hub.hf_hub_download(repo, file)) for file in files]
+    return paths[0]
+
+
+def choose(repo: str, files: list[str], wanted: str = "") -> str:
+    """The GGUF file among `files` that `wanted` means: its name, or a quantisation in its name, in
+    either case. Raises `ModelError` unless it is exactly one (of a model in several files, the first)."""
+    models = sorted(f for f in files if f.lower().endswith(".gguf") and "mmproj" not in f.lower())
+    models = [f for f in models if (shard := _SHARD.search(f)) is None or int(shard[1]) == 1]
+    if not models:
+        raise ModelError(f"{repo} has no GGUF file", hint="look for a repository whose name ends in -GGUF")
+    if wanted in models:
+        return wanted
+    whole = re.compile(rf"(?<![A-Za-z0-9]){re.escape(wanted)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    # Q4_0 means Q4_0, not Q4_0_4_4, unless there is nothing nearer
+    found = [f for f in models if whole.search(f)] or [f for f in models if wanted.lower() in f.lower()]
+    if not wanted:
+        found = models
+    if len(found) != 1:
+        what = f"{len(found)} GGUF files" + (f" for {wanted!r}" if wanted else "")
+        raise ModelError(
+            f"{repo} has {what}: which one?" if found else f"{repo} has no GGUF file for {wanted!r}",
+            hint=f"name one, hf:{repo}:FILE, of {', '.join(found or models)}",
+        )
+    return found[0]
+
+
+def _shards(first: str, files: list[str]) -> list[str]:
+    """All files of the model whose first is `first`, in order."""
+    shard = _SHARD.search(first)
+    if shard is None:
+        return [first]
+    names = [f"{first[: shard.start()]}-{n:05}-of-{shard[2]}.gguf" for n in range(1, int(shard[2]) + 1)]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ModelError(f"the model {first} is incomplete: {missing[0]} is missing")
+    return names
