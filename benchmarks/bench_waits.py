@@ -131,7 +131,7 @@ def rounds(engine: LlamaCppEngine, question: str, budget: ThinkingBudget) -> dic
 
 
 def prompt_ids(engine: LlamaCppEngine, question: str) -> list[int]:
-    from bide.engines.base import build_prompt
+    from bide.engines.compile import build_prompt
     from bide.formats import FORMATS
     from bide.types import Message
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from bide.engines.base import Detokenizer
 from bide.engines.mock import MockTokenizer
+from bide.engines.turn import Detokenizer
 
 DECODE = MockTokenizer().decode
 CHARACTERS = "a \né€漢😀ß"

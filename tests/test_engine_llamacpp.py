@@ -71,7 +71,7 @@ def test_greedy_is_the_servers_own_greedy(smollm2: Engine) -> None:
     done = ask(smollm2, "Name the capital of France.", ThinkingBudget(60, min_thinking_tokens=60, wait_strings="Hm"))
     assert done.token_ids is not None and done.forced is not None
     plain = done.forced.index(1)  # up to the first forced token nothing has steered the model
-    from bide.engines.base import build_prompt
+    from bide.engines.compile import build_prompt
     from bide.formats import FORMATS
     from bide.types import Message
 

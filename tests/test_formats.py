@@ -6,7 +6,7 @@ import pytest
 
 from bide import FORMATS, Message
 from bide.chat_template import render_chat
-from bide.engines.base import build_prompt, choose_format, compile_markers, compile_texts
+from bide.engines.compile import build_prompt, choose_format, compile_markers, compile_texts
 from bide.engines.mock import CHATML, MockTokenizer
 from bide.errors import ModelError, UnknownNameError
 from bide.formats import S1_CHAT_TEMPLATE, detect_format, get_format

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from bide.budget_forcing import Action, Region
-from bide.engines.base import DoneEvent, Request, TokensEvent, Turn
+from bide.engines.base import DoneEvent, Request, TokensEvent
 from bide.engines.mock import MockEngine, MockTokenizer
+from bide.engines.turn import Turn
 from bide.formats import FORMATS
 from bide.thinking_budget import ThinkingBudget
 from bide.types import Message

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from bide.budget_forcing import BudgetForcer, ForcedTexts, Markers
-from bide.engines.base import Detokenizer
 from bide.engines.mock import MockTokenizer
+from bide.engines.turn import Detokenizer
 from bide.thinking_budget import ThinkingBudget
 from bide.token_sequences import LoopDetector
 

@@ -29,7 +29,8 @@ from ..errors import ContextOverflowError, EngineError, ModelError, UpstreamErro
 from ..models import resolve
 from ..models.gguf import read_gguf_metadata
 from ..types import Message
-from .base import Capabilities, Event, Request, Segment, Turn, check_capabilities, drive, run_parallel
+from .base import Capabilities, Event, Request, check_capabilities
+from .turn import Segment, Turn, drive, run_parallel
 
 DEFAULT_CONTEXT = 8192
 """Tokens. A model trained on less gets what it was trained on."""

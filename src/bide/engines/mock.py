@@ -17,7 +17,8 @@ from pathlib import Path
 from ..chat_template import render_chat
 from ..errors import ModelError
 from ..types import Message
-from .base import Capabilities, Event, Request, Segment, Turn, check_capabilities, drive
+from .base import Capabilities, Event, Request, check_capabilities
+from .turn import Segment, Turn, drive
 
 CHATML = (
     "{%- for message in messages -%}"

@@ -18,10 +18,11 @@ from dataclasses import replace
 
 from ..errors import CapabilityError, ContextOverflowError, ModelError, UsageError
 from ..formats import get_format
-from .base import Capabilities, DoneEvent, Event, Request, Turn, check_capabilities, run_parallel
+from .base import Capabilities, DoneEvent, Event, Request, check_capabilities
 from .openai_segments import Segments
 from .openai_tokens import UPSTREAM_TEMPLATE, RemoteTokenizer, TextTokenizer
 from .openai_upstream import Upstream, identify
+from .turn import Turn, run_parallel
 
 _LONGEST_REQUEST = 8192
 _LONGEST_UNCUT_REQUEST = 32

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from ..budget_forcing import Action, State
 from ..errors import UpstreamError
-from .base import Turn, compile_markers
+from .compile import compile_markers
 from .openai_tokens import END_OF_TURN, RemoteTokenizer, TextTokenizer
 from .openai_upstream import Json, Kind, Served, Upstream, ask_for_ids, sampled_ids
+from .turn import Turn
 
 _PENALTIES = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _PLAIN_SAMPLING: dict[Kind, Json] = {

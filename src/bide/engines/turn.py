@@ -1,0 +1,267 @@
+"""One request on its way: what every engine does alike, done once.
+
+A `Turn` holds the prompt, the `BudgetForcer`, the text and the receipt of one request. An engine
+that works in segments hands its sampling function to `drive`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from ..budget_forcing import BudgetForcer
+from ..errors import ContextOverflowError
+from ..s1_parity import S1Forcer
+from ..types import Completion, Region, Timing
+from .base import DoneEvent, Event, Request, Tokenizer, TokensEvent
+from .compile import build_prompt, choose_format, compile_markers, compile_texts
+
+
+@dataclass(slots=True)
+class Segment:
+    """What one call to a model gave."""
+
+    ids: list[int]
+    recomputed: int = 0
+    """Prompt tokens that had been evaluated before and were evaluated again."""
+
+
+class Turn:
+    """One request on its way: prompt, `BudgetForcer`, text, receipt.
+
+    `window` is the engine's context length in tokens, None if unknown. Raises `BudgetError`,
+    `ModelError` or `ContextOverflowError` when the request does not fit the model.
+    """
+
+    def __init__(
+        self, index: int, request: Request, tokenizer: Tokenizer, *, engine: str, model: str, window: int | None
+    ) -> None:
+        self.index = index
+        self.request = request
+        self._tokenizer = tokenizer
+        self._engine, self._model = engine, model
+        self.format = choose_format(request.format, tokenizer)
+        self.prompt_ids = tokenizer.encode(build_prompt(request.messages, self.format, tokenizer))
+        markers = compile_markers(self.format, tokenizer)
+        texts = compile_texts(request.budget, self.format, tokenizer)
+        limit = request.max_tokens
+        if window is not None:
+            room = window - len(self.prompt_ids) - _HELD_BACK_ROOM
+            if room < 1:
+                raise ContextOverflowError(
+                    f"the prompt has {len(self.prompt_ids)} tokens, the context window {window}",
+                    hint="ask a shorter question or give the engine a larger context",
+                )
+            limit = room if limit is None else min(limit, room)
+        forcer = S1Forcer if request.budget.mode == "s1" else BudgetForcer
+        self.forcer = forcer(
+            request.budget,
+            markers,
+            texts,
+            max_tokens=limit,
+            max_answer_tokens=request.max_answer_tokens,
+            last_prompt_id=self.prompt_ids[-1] if self.prompt_ids else None,
+        )
+        self.recomputed = 0
+        self._shown = 0
+        self._kind = (0, int(Region.MARKER))  # forced, region of the latest event
+        self._detokenizer = Detokenizer(tokenizer.decode)
+        self._began = time.perf_counter()
+        self._seconds: float | None = None
+
+    @property
+    def context(self) -> list[int]:
+        """All ids that the model must have seen before the next sample."""
+        return [*self.prompt_ids, *self.forcer.token_ids, *self.forcer.pending]
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn is over."""
+        return self.forcer.done
+
+    def heed_control(self) -> None:
+        """Do what the request's control asks for."""
+        if self.request.control.cancelled:
+            self.forcer.finish("client")
+        elif self.request.control.take_end_thinking():
+            self.forcer.end_thinking()
+
+    def events(self) -> Iterator[TokensEvent]:
+        """What has become output since the last call."""
+        forcer = self.forcer
+        total = len(forcer.token_ids)
+        while self._shown < total:
+            begin = self._shown
+            kind = forcer.forced[begin], forcer.regions[begin]
+            if kind != self._kind and (rest := self._detokenizer.rest()):
+                yield self._event((), rest)  # a character that was cut in two
+            self._kind = kind
+            end = begin + 1
+            while end < total and (forcer.forced[end], forcer.regions[end]) == kind:
+                end += 1
+            ids = tuple(forcer.token_ids[begin:end])
+            self._shown = end
+            yield self._event(ids, self._detokenizer.push(ids))
+        if forcer.done and (rest := self._detokenizer.rest()):
+            yield self._event((), rest)
+
+    def _event(self, ids: tuple[int, ...], text: str) -> TokensEvent:
+        forced, region = self._kind
+        return TokensEvent(self.index, ids, text, bool(forced), Region(region), self.forcer.used)
+
+    def finish(self) -> Iterator[Event]:
+        """The last events of the turn."""
+        assert self.done
+        self._seconds = time.perf_counter() - self._began
+        yield from self.events()
+        yield DoneEvent(self.index, self.completion())
+
+    def region_text(self, region: Region) -> str:
+        """Text of all output tokens of one region."""
+        forcer = self.forcer
+        return self._tokenizer.decode([t for t, r in zip(forcer.token_ids, forcer.regions) if r == region])
+
+    def completion(self) -> Completion:
+        """The turn as far as it is."""
+        forcer = self.forcer
+        seconds = self._seconds if self._seconds is not None else time.perf_counter() - self._began
+        sampled = len(forcer.token_ids) - sum(forcer.forced)
+        return Completion(
+            question=next(m.content for m in reversed(self.request.messages) if m.role == "user"),
+            thinking=self.region_text(Region.THINKING),
+            answer=self.format.answer_text(self.region_text(Region.ANSWER)),
+            token_ids=list(forcer.token_ids),
+            forced=list(forcer.forced),
+            budget=asdict(forcer.report()),
+            model=self._model,
+            engine=self._engine,
+            format=self.format.name,
+            seed=self.request.sampling.seed,
+            timing=Timing(
+                prompt_tokens=len(self.prompt_ids),
+                recomputed_prompt_tokens=self.recomputed,
+                seconds=round(seconds, 6),
+                tokens_per_second=round(sampled / seconds, 3) if seconds > 0 else 0.0,
+            ),
+            finish_reason=forcer.finish_reason,
+        )
+
+
+_HELD_BACK_ROOM = 8
+"""Tokens of the window kept free for ids that are held back or void."""
+
+
+def drive(turn: Turn, sample: Callable[[Turn, int, frozenset[int]], Segment]) -> Iterator[Event]:
+    """Run a turn to its end, segment by segment.
+
+    `sample(turn, count, banned)` draws up to `count` (>= 1) ids after `turn.context`, none of
+    `banned` (which is only given with count 1). No ids: the engine has no room left.
+    """
+    forcer = turn.forcer
+    while True:
+        turn.heed_control()
+        if not turn.done:
+            forcer.drain_forced()
+        yield from turn.events()
+        if turn.done:
+            break
+        banned = forcer.banned_ids()
+        segment = sample(turn, 1 if banned else forcer.lookahead(), banned)
+        turn.recomputed += segment.recomputed
+        if segment.ids:
+            forcer.feed_segment(segment.ids)
+        elif not turn.request.control.cancelled:
+            forcer.finish("length")
+    yield from turn.finish()
+
+
+def run_parallel(turns: Sequence[Turn], run: Callable[[Turn], Iterator[Event]], parallel: int) -> Iterator[Event]:
+    """Run each turn with `run`, up to `parallel` at a time; events of all as they come.
+    The first error ends all. Closing the iterator cancels what runs."""
+    if parallel == 1 or len(turns) == 1:
+        for turn in turns:
+            yield from run(turn)
+        return
+    events: queue.Queue[Event | BaseException | None] = queue.Queue()
+    waiting = iter(turns)
+    lock = threading.Lock()
+    stopping = threading.Event()
+
+    def work() -> None:
+        try:
+            while not stopping.is_set():
+                with lock:
+                    turn = next(waiting, None)
+                if turn is None:
+                    break
+                for event in run(turn):
+                    events.put(event)
+        except BaseException as error:  # handed to the caller's thread
+            events.put(error)
+        finally:
+            events.put(None)
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(min(parallel, len(turns)))]
+    for worker in workers:
+        worker.start()
+    try:
+        running = len(workers)
+        while running:
+            item = events.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        stopping.set()
+        for turn in turns:
+            if not turn.done:
+                turn.request.control.cancel()
+        for worker in workers:
+            worker.join()
+
+
+class Detokenizer:
+    """Text of a growing list of ids, in pieces that never break a character.
+
+    Decodes a short window of the latest ids each time, so the cost does not grow with the text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._done = 0  # ids of the window that have been given out
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that has become certain with `ids`."""
+        before = self._decode(self._window[: self._done])
+        self._window += ids
+        total = len(self._window)
+        for end in range(total, max(self._done, total - _LONGEST_CHARACTER), -1):
+            after = self._decode(self._window[:end])
+            if not after.endswith("\ufffd"):
+                break
+        else:  # nothing of it is certain yet
+            if total - self._done < _LONGEST_CHARACTER:
+                return ""
+            end, after = total, self._decode(self._window)
+        start = max(0, end - _WINDOW)
+        self._window, self._done = self._window[start:], end - start
+        return after[len(before) :]
+
+    def rest(self) -> str:
+        """What is left at the end, incomplete characters as U+FFFD."""
+        before = self._decode(self._window[: self._done])
+        after = self._decode(self._window)
+        self._done = len(self._window)
+        return after[len(before) :]
+
+
+_WINDOW = 6
+_LONGEST_CHARACTER = 8
+"""Ids after which an incomplete character is given out as U+FFFD."""
