@@ -1,0 +1,5 @@
+"""`python -m bide`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""The command line: one entry a command, loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+from ..errors import BideError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "ask": ("bide.cli.ask:ask", "Ask a question; think exactly as long as told."),
+    "formats": ("bide.cli.formats:formats", "List the reasoning formats and their markers."),
+    "models": ("bide.cli.models:models", "List, fetch and check local models."),
+}
+"""Name -> ("module:command", one line of help)."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bide", message="bide %(version)s")
+def bide() -> None:
+    """Make a language model think exactly as long as you ask."""
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 2 a mistake told in one line, 130 interrupted."""
+    try:
+        result = bide.main(args, prog_name="bide", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see: {context.command_path} --help)" if context else ""
+        _fail(" ".join(error.format_message().split()) + hint)
+    except BideError as error:
+        _fail(error.one_line())
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has left; nothing more can be said
+        sys.exit(0)
+    except OSError as error:
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"bide: error: {message}", file=sys.stderr)
+    sys.exit(2)

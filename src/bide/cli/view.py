@@ -1,0 +1,140 @@
+"""How a turn looks in a terminal: thinking dimmed, forced text lit, a budget meter below.
+
+Knows events and ANSI sequences; no engine, no option parsing.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any, TextIO
+
+from ..budget_forcing import Region
+from ..engines.base import TokensEvent
+
+_DIM, _FORCED, _OFF = "\x1b[2m", "\x1b[1;33m", "\x1b[0m"
+_METER_CELLS = 24
+
+
+class LiveView:
+    """Writes events to a terminal of `width` columns as they come.
+
+    `maximum` is the thinking budget in tokens, None if there is none.
+    """
+
+    def __init__(self, out: TextIO, width: int, maximum: int | None) -> None:
+        self._out = out
+        self._width = max(20, width)
+        self._maximum = maximum
+        self._column = 0
+        self._meter = False
+        self._answering = False
+
+    def show(self, event: TokensEvent) -> None:
+        """Write one event."""
+        self._clear_meter()
+        text = event.text
+        if event.region is Region.ANSWER and not self._answering:
+            text = text.lstrip()
+            if text and self._column:
+                self._write("\n", "")
+            self._answering = bool(text)
+        shown = not (event.region is Region.MARKER and not event.forced)  # the model's own markers are noise
+        if shown:
+            plain = "" if event.region is Region.ANSWER else _DIM
+            self._write(text, _FORCED if event.forced else plain)
+        if event.region is not Region.ANSWER:
+            self._draw_meter(event.used)
+        self._out.flush()
+
+    def end(self) -> None:
+        """Leave the cursor at the start of a line of its own."""
+        self._clear_meter()
+        if self._column:
+            self._write("\n", "")
+        self._out.flush()
+
+    def _write(self, text: str, style: str) -> None:
+        if not text:
+            return
+        text = printable(text)
+        parts: list[str] = []
+        for character in text:
+            cells = 0 if character == "\n" else cell_width(character)
+            if self._column + cells > self._width:
+                parts.append("\r\n")
+                self._column = 0
+            parts.append(character)
+            self._column = 0 if character == "\n" else self._column + cells
+        if self._column == self._width:  # terminals wrap late: make it happen now
+            parts.append("\r\n")
+            self._column = 0
+        self._out.write(f"{style}{''.join(parts)}{_OFF}" if style else "".join(parts))
+
+    def _draw_meter(self, used: int) -> None:
+        meter = meter_text(used, self._maximum)[: self._width - 1]
+        self._out.write(f"\n\x1b[2K{_DIM}{meter}{_OFF}\x1b[1A\x1b[{self._column + 1}G")
+        self._meter = True
+
+    def _clear_meter(self) -> None:
+        if self._meter:
+            self._out.write(f"\n\x1b[2K\x1b[1A\x1b[{self._column + 1}G")
+            self._meter = False
+
+
+class PlainView:
+    """For pipes: the answer alone on `out`; thinking, forced text in brackets, on `log`."""
+
+    def __init__(self, out: TextIO, log: TextIO) -> None:
+        self._out = out
+        self._log = log
+        self._open_line = False
+
+    def show(self, event: TokensEvent) -> None:
+        """Write one event of the thinking; the answer is written whole at the end."""
+        if event.region is Region.ANSWER or not event.text:
+            return
+        if event.region is Region.MARKER and not event.forced:
+            return
+        body = printable(event.text)
+        self._log.write(f"[{body}]" if event.forced else body)
+        self._open_line = not body.endswith("\n") or event.forced
+        self._log.flush()
+
+    def end(self, answer: str) -> None:
+        """Write the answer."""
+        if self._open_line:
+            self._log.write("\n")
+            self._log.flush()
+        self._out.write(printable(answer) + "\n")
+        self._out.flush()
+
+
+def meter_text(used: int, maximum: int | None) -> str:
+    """The budget meter: `used` of `maximum` thinking tokens."""
+    if not maximum:
+        return f"thinking {used} tokens"
+    filled = min(_METER_CELLS, round(_METER_CELLS * used / maximum))
+    return f"thinking [{'#' * filled}{'.' * (_METER_CELLS - filled)}] {used}/{maximum} tokens"
+
+
+def receipt(budget: dict[str, Any], waits_asked: int, tokens_per_second: float) -> str:
+    """What the turn cost, in one line. `budget` as in `Completion.budget`."""
+    limit = "no limit" if budget["max"] is None else budget["max"]
+    waits = f"{budget['waits']}/{waits_asked}" if waits_asked else str(budget["waits"])
+    ended = {None: "never opened"}.get(budget["ended_by"], f"ended by {budget['ended_by']}")
+    return (
+        f"thinking {budget['used']}/{limit} tokens | waits {waits} | forced {budget['forced_tokens']} tokens"
+        f" | {ended} | {tokens_per_second:.1f} tokens/s"
+    )
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: a model must not drive the user's terminal."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc").replace("\t", "    ")
+
+
+def cell_width(character: str) -> int:
+    """Columns that one character takes in a terminal."""
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Me", "Mn"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

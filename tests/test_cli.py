@@ -1,0 +1,219 @@
+"""The command line on the fake model: output shapes, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bide.cli import COMMANDS, main
+
+MOCK = ["--engine", "mock", "--format", "qwen3"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(args))
+    out, err = capsys.readouterr()
+    return int(stopped.value.code or 0), out, err
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps(["First thought.\n</think>", "Second thought.\n</think>It is three."]))
+    return str(path)
+
+
+def test_json_object_has_the_documented_keys(capsys: pytest.CaptureFixture[str], script: str) -> None:
+    code, out, _ = run(
+        capsys, "ask", "How many r in raspberry?", *MOCK, "--model", script, "--waits", "1", "--json", "--seed", "7"
+    )
+    assert code == 0
+    row = json.loads(out)
+    assert set(row) == {
+        "question", "thinking", "answer", "token_ids", "forced", "budget", "model", "engine", "format", "seed",
+        "timing", "finish_reason",
+    }  # fmt: skip
+    assert set(row["budget"]) == {"max", "min", "used", "sampled", "forced_tokens", "waits", "ended_by", "exact"}
+    assert set(row["timing"]) == {"prompt_tokens", "recomputed_prompt_tokens", "seconds", "tokens_per_second"}
+    assert row["question"] == "How many r in raspberry?"
+    assert row["thinking"] == "First thought.\nWaitSecond thought.\n"
+    assert row["answer"] == "It is three."
+    assert (row["engine"], row["format"], row["seed"]) == ("mock", "qwen3", 7)
+    assert len(row["forced"]) == len(row["token_ids"])
+    forced = [token for token, mark in zip(row["token_ids"], row["forced"]) if mark]
+    assert bytes(forced) == b"Wait"  # the fake model's ids are bytes
+    assert row["budget"]["used"] == len("First thought.\nWaitSecond thought.\n")
+    assert row["budget"]["waits"] == 1 and row["budget"]["ended_by"] == "natural" and row["budget"]["exact"]
+
+
+def test_without_a_terminal_stdout_has_the_answer_only(capsys: pytest.CaptureFixture[str], script: str) -> None:
+    code, out, err = run(capsys, "ask", "q", *MOCK, "--model", script, "--waits", "1")
+    assert code == 0
+    assert out == "It is three.\n"
+    assert "First thought.\n[Wait]Second thought." in err
+    assert err.splitlines()[-1].startswith("thinking 35/2048 tokens | waits 1/1 | forced 4 tokens | ended by natural")
+
+
+def test_question_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    _, out, _ = run(capsys, "ask", "-", *MOCK, "--json", "--max-answer-tokens", "5")
+    assert json.loads(out)["question"] == "from a pipe"
+
+
+@pytest.mark.parametrize("budget", [0, 1, 16, 64])
+@pytest.mark.parametrize("waits", [0, 1, 2])
+def test_used_never_exceeds_the_budget(capsys: pytest.CaptureFixture[str], budget: int, waits: int) -> None:
+    for seed in range(5):
+        _, out, _ = run(
+            capsys, "ask", "q", *MOCK, "--think-budget", str(budget), "--waits", str(waits), "--seed", str(seed),
+            "--max-answer-tokens", "4", "--json",
+        )  # fmt: skip
+        row = json.loads(out)
+        assert row["budget"]["used"] <= budget and row["budget"]["exact"]
+        assert row["budget"]["max"] == budget
+        assert row["budget"]["forced_tokens"] == sum(row["forced"])
+
+
+ERRORS = {
+    "unknown engine": (["ask", "q", "--engine", "lamacpp"], "did you mean 'llamacpp'?"),
+    "unknown format": (["ask", "q", "--format", "qwen4", "--engine", "mock"], "did you mean 'qwen3'?"),
+    "negative budget": (["ask", "q", "--think-budget", "-5", "--engine", "mock"], "must be 0 or more, not -5"),
+    "min above max": (["ask", "q", "--think-budget", "5", "--min-thinking", "6", "--engine", "mock"], "above"),
+    "empty question": (["ask", "  ", "--engine", "mock"], "the question is empty"),
+    "no question": (["ask"], "give one question"),
+    "file without out": (["ask", "--file", __file__, "--engine", "mock"], "--out"),
+    "no such option": (["ask", "q", "--thinkbudget", "5"], "No such option"),
+    "setting of another engine": (["ask", "q", "--engine", "mock", "--threads", "2"], "unexpected keyword argument"),
+    "wait string without waits": (["ask", "q", "--engine", "mock", "--wait-string", "Hm"], "has no effect"),
+    "wild temperature": (["ask", "q", "--engine", "mock", "--temperature", "-1"], "temperature must be 0 or more"),
+    "bad soft limit": (["ask", "q", "--engine", "mock", "--soft-limit", "most"], "--soft-limit takes"),
+    "dead llama-server": (["ask", "q", "--model", "http://127.0.0.1:9"], "no answer from the llama.cpp server"),
+    "missing script": (["ask", "q", "--engine", "mock", "--model", "nowhere.json"], "cannot be read"),
+    "unknown command": (["aks", "q"], "No such command"),
+    "unknown model": (["ask", "q", "--model", "smollm3"], "unknown model"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_mistakes_print_one_line_and_exit_with_2(capsys: pytest.CaptureFixture[str], case: str) -> None:
+    args, expected = ERRORS[case]
+    code, out, err = run(capsys, *args)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("bide: error: ") and err.count("\n") == 1
+    assert expected in err
+
+
+def test_interrupt_ends_the_turn_with_what_there_is(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nfrom bide.engines.mock import MockEngine\n"
+        "class Slow(MockEngine):\n"
+        "    def _random(self, turn, count, banned):\n"
+        "        print('sampling', file=__import__('sys').stderr, flush=True)\n"
+        "        time.sleep(0.05)\n        return super()._random(turn, count, banned)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bide", "ask", "q", "--engine", "slow:Slow", "--format", "s1", "--json",
+         "--min-thinking", "2000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    row = json.loads(out)
+    assert row["finish_reason"] == "client" and row["budget"]["ended_by"] == "client"
+    assert 1 <= row["budget"]["used"] < 2000
+
+
+class TestBatch:
+    def write(self, path: Path, count: int) -> Path:
+        path.write_text("".join(json.dumps({"id": f"q{i}", "question": f"What is {i}?"}) + "\n" for i in range(count)))
+        return path
+
+    def ask(self, capsys: pytest.CaptureFixture[str], source: Path, out: Path, *more: str) -> tuple[int, str, str]:
+        return run(
+            capsys, "ask", "--file", str(source), "--out", str(out), *MOCK, "--think-budget", "20",
+            "--max-answer-tokens", "5", *more,
+        )  # fmt: skip
+
+    def test_resumes_and_never_asks_twice(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 4), tmp_path / "a.jsonl"
+        assert self.ask(capsys, source, out)[0] == 0
+        whole = out.read_text()
+        rows = [json.loads(line) for line in whole.splitlines()]
+        assert [row["id"] for row in rows] == ["q0", "q1", "q2", "q3"]
+        # As a kill leaves it: two answers, and a third torn in the middle.
+        lines = whole.splitlines(keepends=True)
+        out.write_text(lines[0] + lines[1] + lines[2][:40])
+        code, _, err = self.ask(capsys, source, out)
+        assert code == 0 and "4 questions, 2 answered already" in err and "2/2 answered" in err
+        again = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [row["id"] for row in again] == ["q0", "q1", "q2", "q3"]
+        for before, after in zip(rows, again):
+            assert before["token_ids"] == after["token_ids"]
+        assert "4 answered already" in self.ask(capsys, source, out)[2]
+
+    def test_refuses_to_mix_settings(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 2), tmp_path / "a.jsonl"
+        self.ask(capsys, source, out)
+        before = out.read_bytes()
+        code, _, err = self.ask(capsys, source, out, "--seed", "9")
+        assert code == 2 and "other settings" in err
+        assert out.read_bytes() == before
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ('{"question": "a"}\n{oops\n', "line 2: not JSON"),
+            ('{"query": "a"}\n', 'wanted an object with a "question"'),
+            ('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n', "stands there twice"),
+            ("\n", "holds no questions"),
+        ],
+    )
+    def test_bad_input_is_told_before_anything_is_written(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, expected: str
+    ) -> None:
+        source, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+        source.write_text(text)
+        code, _, err = self.ask(capsys, source, out)
+        assert code == 2 and expected in err
+        assert not out.exists()
+
+    def test_does_not_touch_a_file_of_another_kind(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 1), tmp_path / "notes.txt"
+        out.write_text("my notes\n")
+        code, _, err = self.ask(capsys, source, out)
+        assert code == 2 and "no answer of bide" in err
+        assert out.read_text() == "my notes\n"
+
+
+def test_formats_prints_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    from bide import FORMATS
+
+    _, out, _ = run(capsys, "formats")
+    for found in FORMATS.values():
+        assert found.name in out and repr(found.close) in out and repr(found.open) in out
+    _, out, _ = run(capsys, "formats", "--json")
+    assert json.loads(out)["s1"]["close"] == "<|im_start|>answer"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and "Usage: bide " + command in out

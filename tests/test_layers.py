@@ -1,0 +1,136 @@
+"""Who may import whom: only downwards in this list, never sideways, never up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import bide
+
+ROOT = Path(bide.__file__).parent
+
+ROWS: list[set[str]] = [
+    {"__main__"},
+    {"cli"},
+    {"server", "eval", "data", "train"},
+    {"sampling", "rebase"},
+    {"engines"},
+    {"logits_processor", "s1_parity"},
+    {"budget_forcing", "formats", "chat_template", "models"},
+    {"thinking_budget", "token_sequences", "markers"},
+    {"types", "errors"},
+]
+HEAVY = {
+    "torch", "transformers", "xllamacpp", "huggingface_hub", "httpx", "jinja2", "numpy", "vllm", "duckdb",
+    "matplotlib", "rich", "accelerate", "gguf",
+}  # fmt: skip
+ENGINE_PARTS = ["engines.base", "engines.compile", "engines.turn"]  # of all engines; each imports those before it
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def row(name: str) -> int:
+    return next(i for i, names in enumerate(ROWS) if name in names)
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:  # bide/__init__.py re-exports
+            found[name] = path
+    return found
+
+
+def bide_imports(module: str, path: Path) -> set[str]:
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            target = [*base, *(node.module or "").split(".")] if node.module else base
+            if target:
+                found.add(".".join(target))
+            else:  # from . import x, at the top of the package
+                found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bide."):
+            found.add((node.module or "")[5:])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name[5:] for alias in node.names if alias.name.startswith("bide.")}
+    return found
+
+
+def violations(sources: dict[str, Path]) -> list[str]:
+    wrong = []
+    for module, path in sources.items():
+        for target in bide_imports(module, path):
+            if room(target) == room(module):
+                if room(module) == "engines" and target != "engines":
+                    parts = ENGINE_PARTS[: ENGINE_PARTS.index(module)] if module in ENGINE_PARTS else ENGINE_PARTS
+                    own = target.startswith(module.split("_")[0]) and target not in ENGINE_PARTS  # a second file
+                    if target not in parts and not own:
+                        wrong.append(f"{module} imports {target} beside it")
+            elif row(room(target)) <= row(room(module)):
+                wrong.append(f"{module} imports {target}, which is not below it")
+    return wrong
+
+
+def test_imports_go_down_only() -> None:
+    assert violations(modules()) == []
+
+
+def test_the_rule_notices_an_upward_import(tmp_path: Path) -> None:
+    bad = tmp_path / "formats.py"
+    bad.write_text("from .sampling import ask\n")
+    assert violations({"formats": bad}) == ["formats imports sampling, which is not below it"]
+
+
+def test_heavy_libraries_stand_at_the_top_of_one_module_each() -> None:
+    users: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = set(map(id, tree.body))
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name.split(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names = [(node.module or "").split(".")[0]]
+            for name in set(names) & HEAVY:
+                assert id(node) in top, f"{module} imports {name} inside a function"
+                users.setdefault(name, []).append(module)
+    for name, where in users.items():
+        allowed = 2 if name in ("httpx", "torch", "transformers") else 1  # one for each engine that needs it
+        assert len(set(where)) <= allowed, f"{name} is imported by {where}"
+
+
+def test_the_heart_uses_the_standard_library_only() -> None:
+    for module in (
+        "budget_forcing",
+        "s1_parity",
+        "token_sequences",
+        "thinking_budget",
+        "markers",
+        "formats",
+        "types",
+        "errors",
+    ):
+        tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in sys.stdlib_module_names, f"{module} imports {name}"
+
+
+def test_import_bide_loads_nothing_heavy() -> None:
+    code = "import bide, sys; print(*sorted(m for m in sys.modules if '.' not in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not HEAVY & set(loaded)
+    assert "click" not in loaded

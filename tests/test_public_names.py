@@ -1,0 +1,31 @@
+"""The public surface, pinned: a change here is a change for every user."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import bide
+
+NAMES = {
+    "ENGINES", "FORMATS", "Action", "BideError", "BudgetForcer", "BudgetReport", "Completion", "ForcedTexts",
+    "Markers", "Message", "ReasoningFormat", "Region", "Request", "Sampling", "State", "ThinkingBudget", "Timing",
+    "load_engine",
+}  # fmt: skip
+EXTRAS = {"transformers", "vllm", "serve", "eval", "curate", "train", "explore", "test", "all"}
+
+
+def test_exported_names() -> None:
+    assert set(bide.__all__) == NAMES
+    for name in NAMES:
+        assert getattr(bide, name).__doc__ or isinstance(getattr(bide, name), dict), f"{name} has no docstring"
+
+
+def test_extras() -> None:
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("not a source tree")
+    data = tomllib.loads(project.read_text(encoding="utf-8"))
+    assert set(data["project"]["optional-dependencies"]) == EXTRAS
