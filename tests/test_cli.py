@@ -96,6 +96,8 @@ ERRORS = {
     "setting of another engine": (["ask", "q", "--engine", "mock", "--threads", "2"], "unexpected keyword argument"),
     "wait string without waits": (["ask", "q", "--engine", "mock", "--wait-string", "Hm"], "has no effect"),
     "wild temperature": (["ask", "q", "--engine", "mock", "--temperature", "-1"], "temperature must be 0 or more"),
+    "top-p of 0": (["ask", "q", "--engine", "mock", "--top-p", "0"], "top_p must be above 0"),
+    "negative top-k": (["ask", "q", "--engine", "mock", "--top-k", "-1"], "top_k must be 0"),
     "bad soft limit": (["ask", "q", "--engine", "mock", "--soft-limit", "most"], "--soft-limit takes"),
     "dead llama-server": (["ask", "q", "--model", "http://127.0.0.1:9"], "no answer from the llama.cpp server"),
     "missing script": (["ask", "q", "--engine", "mock", "--model", "nowhere.json"], "cannot be read"),
@@ -112,6 +114,17 @@ def test_mistakes_print_one_line_and_exit_with_2(capsys: pytest.CaptureFixture[s
     assert out == ""
     assert err.startswith("bide: error: ") and err.count("\n") == 1
     assert expected in err
+
+
+def test_a_dead_hub_is_one_line() -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for model in ("hf:org/repo", "hf:org/repo:model.gguf"):
+        done = subprocess.run(
+            [sys.executable, "-m", "bide", "ask", "q", "--model", model],
+            capture_output=True, text=True, env=environment, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "could not be downloaded from the Hugging Face hub" in done.stderr.splitlines()[-1]
 
 
 def test_interrupt_ends_the_turn_with_what_there_is(tmp_path: Path) -> None:

@@ -86,10 +86,10 @@ def test_plain_view_separates_answer_from_log() -> None:
     out, log = io.StringIO(), io.StringIO()
     view = PlainView(out, log)
     view.show(event("thought"))
-    view.show(event("</think>", Region.MARKER, forced=True))
+    view.show(event("\n</think>\n", Region.MARKER, forced=True))
     view.show(event("Final Answer:", Region.ANSWER, forced=True))
     view.end("Final Answer: 3")
-    assert (out.getvalue(), log.getvalue()) == ("Final Answer: 3\n", "thought[</think>]\n")
+    assert (out.getvalue(), log.getvalue()) == ("Final Answer: 3\n", "thought\n[</think>]\n")
 
 
 def test_meter_and_receipt_texts() -> None:

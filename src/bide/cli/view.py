@@ -96,8 +96,10 @@ class PlainView:
         if event.region is Region.MARKER and not event.forced:
             return
         body = printable(event.text)
-        self._log.write(f"[{body}]" if event.forced else body)
-        self._open_line = not body.endswith("\n") or event.forced
+        if event.forced and (core := body.strip("\n")):
+            body = body.replace(core, f"[{core}]", 1)
+        self._log.write(body)
+        self._open_line = not body.endswith("\n")
         self._log.flush()
 
     def end(self, answer: str) -> None:

@@ -17,7 +17,7 @@ ENGINES: dict[str, str] = {
 }
 """Name -> "module:class"."""
 
-EXTRAS: dict[str, str] = {"torch": "transformers", "transformers": "transformers"}
+EXTRAS: dict[str, str] = dict.fromkeys(("torch", "transformers", "accelerate", "gguf"), "transformers")
 """Package that an engine imports -> the extra of bide that brings it."""
 
 

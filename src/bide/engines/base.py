@@ -100,8 +100,13 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be at least 1, not {value}")
-        if self.sampling.temperature < 0:
-            raise UsageError(f"temperature must be 0 or more, not {self.sampling.temperature}")
+        sampling = self.sampling
+        if not 0 <= sampling.temperature < float("inf"):
+            raise UsageError(f"temperature must be 0 or more, not {sampling.temperature}")
+        if not 0 < sampling.top_p <= 1:
+            raise UsageError(f"top_p must be above 0 and at most 1, not {sampling.top_p}")
+        if sampling.top_k < 0:
+            raise UsageError(f"top_k must be 0 (all tokens) or more, not {sampling.top_k}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors
 
-from ..errors import DownloadError, ModelError, UsageError
+from ..errors import BideError, DownloadError, ModelError, UsageError
 from .files import MB, Report
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -47,7 +47,9 @@ def from_hub(spec: str, report: Report) -> Path:
         raise DownloadError(f"the download of {repo} was interrupted", hint="run the same command again") from None
     except errors.HFValidationError as error:
         raise UsageError(str(error), hint=_FORM) from error
-    except (OSError, errors.EntryNotFoundError) as error:  # the hub's and httpx's errors are OSErrors
+    except BideError:
+        raise
+    except Exception as error:  # whatever HTTP library the hub uses today says it in its own way
         raise DownloadError(
             f"{repo} could not be downloaded from the Hugging Face hub: {' '.join(str(error).split())[:200]}",
             hint=f"offline, a cached file is found by its full name: hf:{repo}:FILE.gguf",
