@@ -66,9 +66,8 @@ MUTATIONS = (
     Mutation(
         "ban never ends", FORCING, "            self._banned = False\n            self._put", "            self._put"
     ),
-    Mutation(
-        "fast path under a ban", FORCING, " and self._loop is None and not self._banned", " and self._loop is None"
-    ),
+    Mutation("fast path forgets the loop", FORCING, "not self._loop.push(token)", "not self._loop.push(0)"),
+    Mutation("fast path under a ban", FORCING, "is State.THINKING and not self._banned", "is State.THINKING"),
     Mutation(
         "ban forgets the end of the turn",
         FORCING,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -329,3 +330,28 @@ def test_what_just_fits_is_taken() -> None:
     forcer(5, ForcedTexts(soft_limit_message=(1,)), soft_limit=3)
     forcer(reserve_answer_tokens=7, options={"max_tokens": 10})
     forcer(markers={"ends": ((1, 2, 3), (2, 3), (3,))})  # all end together: the longest is meant
+
+
+def brute_force_loop(ids: list[int], repeats: int) -> bool:
+    """Whether `ids` ends in `repeats` equal blocks of at least 16 ids."""
+    return any(
+        size * repeats <= len(ids) and ids[-size * repeats :] == ids[-size:] * repeats
+        for size in range(16, len(ids) // repeats + 1)
+    )
+
+
+def test_the_loop_guard_cuts_loops_and_nothing_else() -> None:
+    draw = random.Random(3)
+    for repeats in (2, 3):
+        for period in (1, 5, 16, 23):
+            text = [draw.randrange(100, 10_000) for _ in range(150)]
+            machine = BudgetForcer(ThinkingBudget(loop_guard=repeats), Markers(ends=((7, 8),), close=(7, 8)))
+            assert all(machine.feed(token) is Action.ACCEPT for token in text), "text without loops is left alone"
+            block = [draw.randrange(100, 10_000) for _ in range(period)]
+            while not machine.ended_by:
+                text.append(block[len(text) % period])
+                machine.feed(text[-1])
+                assert len(text) < 400
+            assert machine.ended_by == "loop" and machine.token_ids == text
+            assert brute_force_loop(text, repeats)
+            assert len(text) <= 150 + (repeats + 1) * max(period, 16 + period)

@@ -137,7 +137,11 @@ class BudgetForcer:
             self.forced.append(0)
             self.regions.append(0)
             self.used += 1
-            return Action.ACCEPT
+            if self._loop is None or not self._loop.push(token):
+                return Action.ACCEPT
+            self._looping = True
+            self._after_thought(token)
+            return Action.FORCE
         return self._feed(token)
 
     def feed_segment(self, tokens: Iterable[int]) -> tuple[int, Action]:
@@ -274,7 +278,7 @@ class BudgetForcer:
             if self.state is not state:  # cut, or out of room: what was sampled behind is void
                 self.pending.clear()
                 return Action.STOP if self.state is State.DONE else Action.FORCE
-        self._fast = state is State.THINKING and self._loop is None and not self.pending
+        self._fast = state is State.THINKING and not self.pending
         return Action.HOLD if self.pending else Action.ACCEPT
 
     def _flush(self) -> Action:
@@ -391,7 +395,7 @@ class BudgetForcer:
         self.state = state
         self._matcher = self._ends if state is State.THINKING else self._outside
         self._matcher.reset()
-        self._fast = state is State.THINKING and self._loop is None and not self._banned
+        self._fast = state is State.THINKING and not self._banned
 
     def _force(self, parts: list[tuple[Ids, Region]], then: State) -> Action:
         """Queue `parts`, then go to `then`."""
