@@ -45,7 +45,7 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(qwen2: Path) -> TransformersEngine:
-    return TransformersEngine(str(qwen2), device="cpu", dtype="float64", batch_size=4)
+    return TransformersEngine(str(qwen2), device="cpu", dtype="float64", parallel=4)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_a_batch_gives_what_each_request_gives_alone(engine: TransformersEngine,
 
 
 def test_a_turn_that_ends_gives_its_place_at_once(qwen2: Path) -> None:
-    engine = TransformersEngine(str(qwen2), device="cpu", batch_size=2)
+    engine = TransformersEngine(str(qwen2), device="cpu", parallel=2)
     long, short = ask(max_tokens=60, min_thinking_tokens=60), ask(thinking_token_budget=0, max_tokens=5)
     order = [e.index for e in engine.generate([long, short, short, short]) if isinstance(e, DoneEvent)]
     assert order == [1, 2, 3, 0]
@@ -391,7 +391,7 @@ def test_other_attention_models_batch_and_roll_back(
 ) -> None:
     model = save_model(tmp_path, config_of(kind, **changes), seed=4)
     dtype = "float32" if kind in ("Mixtral", "Qwen3Moe") else "float64"  # experts have no float64 kernel
-    engine = TransformersEngine(model, device="cpu", dtype=dtype, batch_size=3)
+    engine = TransformersEngine(model, device="cpu", dtype=dtype, parallel=3)
     assert engine.capabilities.keeps_cache and engine.capabilities.parallel == 3
     requests = [
         ask(f"{i} " * (1 + i), thinking_token_budget=25, waits=i % 3, temperature=i % 2, seed=i) for i in range(6)
@@ -461,7 +461,7 @@ def test_models_that_are_none(tmp_path: Path) -> None:
         {"device": "cuda:99"},
         {"dtype": "int8"},
         {"dtype": "load"},
-        {"batch_size": 0},
+        {"parallel": 0},
         {"context": 0},
         {"context": 513},
         {"model": None},
@@ -496,3 +496,13 @@ def test_tokenizer(engine: TransformersEngine) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode("<|im_end|>") == list(tokenizer.eos_ids) == [256]
     assert tokenizer.chat_template and "im_start" in tokenizer.chat_template
+
+
+@pytest.mark.model
+def test_the_default_model_by_its_name(default_model: Path) -> None:
+    """The same GGUF that llama.cpp runs, dequantised: the same budget rules hold."""
+    engine = TransformersEngine("smollm2-135m", parallel=2)
+    (done,) = run(engine, ask("How many r in raspberry?", format="auto", thinking_token_budget=16, waits=1))
+    assert done.budget["used"] <= 16 and done.budget["exact"] and done.format == "cot"
+    assert done.timing.recomputed_prompt_tokens == 0
+    engine.close()

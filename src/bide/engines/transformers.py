@@ -19,6 +19,7 @@ import transformers
 from ..budget_forcing import State
 from ..chat_template import render_chat
 from ..errors import CapabilityError, EngineError, ModelError, UsageError
+from ..models import CATALOGUE, resolve
 from ..types import Message, Sampling
 from .base import Capabilities, Event, Request, check_capabilities
 from .transformers_cache import BatchCache, SingleCache, choose_cache
@@ -53,12 +54,12 @@ class HuggingFaceTokenizer:
 
 
 class TransformersEngine:
-    """`model`: a directory, a .gguf file, or a repository on the Hugging Face hub ("org/name", or
-    "hf:org/name").
+    """`model`: a directory, a .gguf file, a repository on the Hugging Face hub ("org/name", or
+    "hf:org/name"), or a name from `bide.models`.
 
     `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". `dtype`: "auto" (the
     model's own on a GPU, float32 on a CPU), or a name such as "bfloat16". `context`: the window in tokens, None for the
-    model's own. `batch_size`: rows that run together. `attn_implementation`: as transformers
+    model's own. `parallel`: rows that run together. `attn_implementation`: as transformers
     takes it ("eager", "sdpa", "flash_attention_2").
     """
 
@@ -71,12 +72,12 @@ class TransformersEngine:
         device: str = "auto",
         dtype: str = "auto",
         context: int | None = None,
-        batch_size: int = 8,
+        parallel: int = 8,
         attn_implementation: str | None = None,
     ) -> None:
         if not model:
             raise UsageError("the engine 'transformers' needs a model", hint="name a directory or hf:org/name")
-        for option, value in (("batch_size", batch_size), ("context", context)):
+        for option, value in (("parallel", parallel), ("context", context)):
             if value is not None and value < 1:
                 raise UsageError(f"{option} must be at least 1, not {value}")
         self.model = os.fspath(model)
@@ -98,12 +99,12 @@ class TransformersEngine:
             masks_tokens=True,
             keeps_cache=batched,
             streaming=True,
-            parallel=batch_size if batched else 1,
+            parallel=parallel if batched else 1,
             notes=() if batched else (_SINGLE_NOTE,),
         )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
-        """Work on `requests`, up to `batch_size` of them at a time."""
+        """Work on `requests`, up to `parallel` of them at a time."""
         if self._model is None:
             raise EngineError("the engine is closed")
         check_capabilities(self.name, self.capabilities, requests)
@@ -276,7 +277,7 @@ def _find(model: str) -> tuple[str, str | None]:
     """(directory or hub name, .gguf file in it). Raises `ModelError` for a path where no model is."""
     if model.startswith("hf:"):
         return model.removeprefix("hf:"), None
-    path = Path(model).expanduser()
+    path = resolve(model) if model in CATALOGUE else Path(model).expanduser()
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{model!r} is a file, but no .gguf file", hint="name the directory of the model")
