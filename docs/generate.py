@@ -14,7 +14,8 @@ TARGET = Path(__file__).parent / "cli.md"
 def page() -> str:
     """The whole page."""
     parts = ["# Command line\n\nMade by `python docs/generate.py` from the commands' own help.\n"]
-    context = click.Context(bide, info_name="bide", terminal_width=100, max_content_width=100)
+    width = {"terminal_width": 100, "max_content_width": 100}
+    context = click.Context(bide, info_name="bide", **bide.context_settings, **width)
     for name in COMMANDS:
         command = bide.get_command(context, name)
         assert command is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_one_batch_mixes_budgets(engine: Engine) -> None:
     assert [done.question for done in together] == [f"Question {i}?" for i in range(len(budgets))]
     for budget, done in zip(budgets, together):
         assert done.budget["max"] == budget.thinking_token_budget and done.budget["exact"]
+
+
+def test_waiting_for_a_place_is_not_counted_as_work(engine: Engine) -> None:
+    begin = time.perf_counter()
+    done = generate(engine, [make(budget=ThinkingBudget(30, min_thinking_tokens=30)) for _ in range(6)])
+    wall = time.perf_counter() - begin
+    assert all(0 < one.timing.seconds <= wall for one in done)
+    assert sum(one.timing.seconds for one in done) <= wall * engine.capabilities.parallel * 1.05
 
 
 def test_seeds_reproduce(engine: Engine) -> None:

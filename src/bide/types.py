@@ -29,7 +29,8 @@ class Sampling:
     top_k: int = 0
     """0: all tokens."""
     seed: int = 0
-    """The same seed, engine, model and batch give the same tokens."""
+    """The same seed, engine, model and batch give the same tokens. (Not promised for half precision
+    on a GPU, whose kernels differ in low bits from run to run.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Timing:
     recomputed_prompt_tokens: int
     """Tokens that the engine evaluated a second time to continue after forced text. 0: none."""
     seconds: float
-    """Wall time from request to last token."""
+    """Wall time from the start of the work on this turn to its last token."""
     tokens_per_second: float
     """Sampled output tokens per second of wall time."""
 

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 _PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN's: it prepares anew for every shape, and here the shape grows with every token."""
 
 
 def choose_cache(model: Any) -> type[BatchCache] | type[SingleCache] | None:
@@ -156,7 +159,7 @@ def _forward(model: Any, ids: Sequence[Sequence[int]], cache: Any, **inputs: Any
     of the last id of each row."""
     if _takes(model, "logits_to_keep"):
         inputs["logits_to_keep"] = 1
-    with torch.inference_mode():
+    with torch.inference_mode(), sdpa_kernel(_KERNELS):
         tensor = torch.tensor(ids, device=model.device)
         return model(input_ids=tensor, past_key_values=cache, use_cache=True, **inputs)
 

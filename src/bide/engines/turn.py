@@ -69,7 +69,7 @@ class Turn:
         self._shown = 0
         self._kind = (0, int(Region.MARKER))  # forced, region of the latest event
         self._detokenizer = Detokenizer(tokenizer.decode)
-        self._began = time.perf_counter()
+        self._began: float | None = None
         self._seconds: float | None = None
 
     @property
@@ -83,7 +83,9 @@ class Turn:
         return self.forcer.done
 
     def heed_control(self) -> None:
-        """Do what the request's control asks for."""
+        """Do what the request's control asks for. The first call starts the turn's clock."""
+        if self._began is None:
+            self._began = time.perf_counter()
         if self.request.control.cancelled:
             self.forcer.finish("client")
         elif self.request.control.take_end_thinking():
@@ -115,9 +117,12 @@ class Turn:
     def finish(self) -> Iterator[Event]:
         """The last events of the turn."""
         assert self.done
-        self._seconds = time.perf_counter() - self._began
+        self._seconds = self._elapsed()
         yield from self.events()
         yield DoneEvent(self.index, self.completion())
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._began is None else time.perf_counter() - self._began
 
     def region_text(self, region: Region) -> str:
         """Text of all output tokens of one region."""
@@ -127,7 +132,7 @@ class Turn:
     def completion(self) -> Completion:
         """The turn as far as it is."""
         forcer = self.forcer
-        seconds = self._seconds if self._seconds is not None else time.perf_counter() - self._began
+        seconds = self._elapsed() if self._seconds is None else self._seconds
         sampled = len(forcer.token_ids) - sum(forcer.forced)
         return Completion(
             question=next(m.content for m in reversed(self.request.messages) if m.role == "user"),
