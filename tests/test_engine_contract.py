@@ -47,6 +47,11 @@ def transformers(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
     return TransformersEngine(str(save_model(directory, config_of("Qwen2"))), parallel=3)
 
 
+def vllm(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
+    found: Engine = request.getfixturevalue("tiny_vllm")
+    return found
+
+
 def llamacpp(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
     found: Engine = request.getfixturevalue("smollm2")
     return found
@@ -57,6 +62,7 @@ MAKERS: dict[str, Make] = {
     "mock in segments": mock_in_segments,
     "openai": openai,
     "transformers": transformers,
+    "vllm": vllm,
     "llamacpp": llamacpp,
 }
 
@@ -69,7 +75,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     with ExitStack() as stack:
         made = MAKERS[request.param](stack, request)
         yield made
-        if request.param != "llamacpp":  # that one belongs to the session
+        if request.param not in ("llamacpp", "vllm"):  # those belong to the session
             made.close()
 
 

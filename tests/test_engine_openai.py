@@ -12,7 +12,7 @@ import pytest
 from bide.engines.base import DoneEvent, TokensEvent
 from bide.engines.mock import CHATML, MockEngine
 from bide.engines.openai import OpenAIEngine
-from bide.engines.openai_segments import segment_seed
+from bide.engines.turn import segment_seed
 from bide.errors import CapabilityError, ModelError
 from bide.formats import FORMATS
 from bide.types import Sampling

@@ -26,7 +26,8 @@ HEAVY = {
     "torch", "transformers", "xllamacpp", "huggingface_hub", "httpx", "jinja2", "numpy", "vllm", "duckdb",
     "matplotlib", "rich", "accelerate", "gguf",
 }  # fmt: skip
-ENGINE_PARTS = ["engines.base", "engines.compile", "engines.turn"]  # of all engines; each imports those before it
+ENGINE_PARTS = ["engines.base", "engines.compile", "engines.turn", "engines.hf_tokenizer"]
+"""What all engines share; each may import those before it."""
 
 
 def room(module: str) -> str:

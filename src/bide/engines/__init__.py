@@ -12,12 +12,16 @@ from .base import Engine
 ENGINES: dict[str, str] = {
     "llamacpp": "bide.engines.llamacpp:LlamaCppEngine",
     "transformers": "bide.engines.transformers:TransformersEngine",
+    "vllm": "bide.engines.vllm:VLLMEngine",
     "openai": "bide.engines.openai:OpenAIEngine",
     "mock": "bide.engines.mock:MockEngine",
 }
 """Name -> "module:class"."""
 
-EXTRAS: dict[str, str] = dict.fromkeys(("torch", "transformers", "accelerate", "gguf"), "transformers")
+EXTRAS: dict[str, str] = {
+    **dict.fromkeys(("torch", "transformers", "accelerate", "gguf"), "transformers"),
+    "vllm": "vllm",
+}
 """Package that an engine imports -> the extra of bide that brings it."""
 
 

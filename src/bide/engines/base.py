@@ -72,6 +72,11 @@ class RequestControl:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something was asked for that the engine has not done yet."""
+        return self._cancelled.is_set() or self._end_thinking.is_set()
+
     def take_end_thinking(self) -> bool:
         """Whether `end_thinking` was called since this was last asked."""
         if self._end_thinking.is_set():

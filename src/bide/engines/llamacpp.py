@@ -30,7 +30,7 @@ from ..models import resolve
 from ..models.gguf import read_gguf_metadata
 from ..types import Message
 from .base import Capabilities, Event, Request, check_capabilities
-from .turn import Segment, Turn, drive, run_parallel
+from .turn import Segment, Turn, common_prefix, drive, run_parallel, segment_seed
 
 DEFAULT_CONTEXT = 8192
 """Tokens. A model trained on less gets what it was trained on."""
@@ -167,7 +167,7 @@ class _Slot:
         if ended and ids and ids[-1] not in self._tokenizer.eos_ids:
             # The server knows an end of turn that we do not; all mean the same to a turn.
             ids[-1] = min(self._tokenizer.eos_ids)
-        fresh = len(context) - _common_prefix(self._evaluated or [], context)
+        fresh = len(context) - common_prefix(self._evaluated or [], context)
         evaluated = int(reply.get("timings", {}).get("prompt_n", fresh))
         recomputed = 0 if self._evaluated is None else max(0, evaluated - fresh)
         self._evaluated = [*context, *ids[:-1]]  # the last sampled id has not been evaluated yet
@@ -211,18 +211,6 @@ class LlamaCppTokenizer:
 
 _LONGEST_REMEMBERED = 256
 """Characters; longer texts are prompts, which seldom come twice."""
-
-
-def segment_seed(seed: int, position: int) -> int:
-    """The seed of a segment that begins at `position` of the context: the server seeds each call
-    anew, and the same seed at every call would repeat the same draws."""
-    return (seed * 1_000_003 + position * 7_919 + 1) % 0x7FFFFFFF
-
-
-def _common_prefix(left: list[int], right: list[int]) -> int:
-    if right[: len(left)] == left:
-        return len(left)
-    return next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
 
 
 def _start_server(

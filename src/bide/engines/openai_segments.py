@@ -6,7 +6,6 @@ stopped. So the latest token is always held back until the next one, or the fini
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from ..budget_forcing import Action, State
@@ -14,7 +13,7 @@ from ..errors import UpstreamError
 from .compile import compile_markers
 from .openai_tokens import END_OF_TURN, RemoteTokenizer, TextTokenizer
 from .openai_upstream import Json, Kind, Served, Upstream, ask_for_ids, sampled_ids
-from .turn import Turn
+from .turn import Turn, segment_seed
 
 _PENALTIES = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _PLAIN_SAMPLING: dict[Kind, Json] = {
@@ -26,13 +25,6 @@ _PLAIN_SAMPLING: dict[Kind, Json] = {
 """What must be said, lest a server's or a model's own defaults bend the distribution or the text."""
 _MOST_STOPS = 4
 """OpenAI's own limit of stop strings."""
-
-
-def segment_seed(seed: int, position: int) -> int:
-    """The seed of the request that begins at output token `position`: 31 bits, a pure function.
-    With one and the same seed, every segment would begin with the same random numbers."""
-    digest = hashlib.blake2b(f"{seed}|{position}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 class Segments:

@@ -17,40 +17,13 @@ import torch
 import transformers
 
 from ..budget_forcing import State
-from ..chat_template import render_chat
 from ..errors import CapabilityError, EngineError, ModelError, UsageError
 from ..models import CATALOGUE, resolve
-from ..types import Message, Sampling
+from ..types import Sampling
 from .base import Capabilities, Event, Request, check_capabilities
+from .hf_tokenizer import HuggingFaceTokenizer
 from .transformers_cache import BatchCache, SingleCache, choose_cache
 from .turn import Turn
-
-
-class HuggingFaceTokenizer:
-    """A transformers tokenizer as the engines want it."""
-
-    def __init__(self, tokenizer: Any, eos_ids: frozenset[int]) -> None:
-        template = tokenizer.chat_template
-        if isinstance(template, list):  # older files: [{"name": ..., "template": ...}, ...]
-            template = {entry["name"]: entry["template"] for entry in template}
-        if isinstance(template, dict):
-            template = template.get("default")
-        self.chat_template: str | None = template
-        self.eos_ids = eos_ids
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text`; marker texts become their special ids; nothing is added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special ones included."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-    def render(self, template: str, messages: Sequence[Message]) -> str:
-        """`messages` through `template`, with the model's own special token texts."""
-        bos, eos = self._tokenizer.bos_token, self._tokenizer.eos_token
-        return render_chat(template, messages, bos_token=bos or "", eos_token=eos or "")
 
 
 class TransformersEngine:

@@ -6,6 +6,7 @@ that works in segments hands its sampling function to `drive`.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -45,7 +46,7 @@ class Turn:
         self._engine, self._model = engine, model
         self.format = choose_format(request.format, tokenizer)
         self.prompt_ids = tokenizer.encode(build_prompt(request.messages, self.format, tokenizer))
-        markers = compile_markers(self.format, tokenizer)
+        self.markers = compile_markers(self.format, tokenizer)
         texts = compile_texts(request.budget, self.format, tokenizer)
         limit = request.max_tokens
         if window is not None:
@@ -59,7 +60,7 @@ class Turn:
         forcer = S1Forcer if request.budget.mode == "s1" else BudgetForcer
         self.forcer = forcer(
             request.budget,
-            markers,
+            self.markers,
             texts,
             max_tokens=limit,
             max_answer_tokens=request.max_answer_tokens,
@@ -181,6 +182,20 @@ def drive(turn: Turn, sample: Callable[[Turn, int, frozenset[int]], Segment]) ->
         elif not turn.request.control.cancelled:
             forcer.finish("length")
     yield from turn.finish()
+
+
+def segment_seed(seed: int, position: int) -> int:
+    """The seed of a segment that begins at `position`: 31 bits, a pure function. Where each segment
+    is a call of its own, one seed for all would begin each with the same random numbers."""
+    digest = hashlib.blake2b(f"{seed}|{position}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def common_prefix(left: list[int], right: list[int]) -> int:
+    """How many ids both begin with."""
+    if right[: len(left)] == left:
+        return len(left)
+    return next((i for i, (a, b) in enumerate(zip(left, right)) if a != b), min(len(left), len(right)))
 
 
 def run_parallel(turns: Sequence[Turn], run: Callable[[Turn], Iterator[Event]], parallel: int) -> Iterator[Event]:
