@@ -355,3 +355,13 @@ def test_the_loop_guard_cuts_loops_and_nothing_else() -> None:
             assert machine.ended_by == "loop" and machine.token_ids == text
             assert brute_force_loop(text, repeats)
             assert len(text) <= 150 + (repeats + 1) * max(period, 16 + period)
+
+
+def test_the_loop_guard_leaves_the_minimum_alone() -> None:
+    for maximum in (100, 200):
+        machine = BudgetForcer(
+            ThinkingBudget(maximum, min_thinking_tokens=100, loop_guard=2), Markers(ends=((7, 8),), close=(7, 8))
+        )
+        while not machine.ended_by:
+            machine.feed(5)
+        assert machine.used == 100 and machine.ended_by == ("budget" if maximum == 100 else "loop")

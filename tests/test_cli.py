@@ -65,9 +65,9 @@ def test_without_a_terminal_stdout_has_the_answer_only(capsys: pytest.CaptureFix
 def test_question_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("from a pipe \u65e5".encode())))
     _, out, _ = run(capsys, "ask", "-", *MOCK, "--json", "--max-answer-tokens", "5")
-    assert json.loads(out)["question"] == "from a pipe"
+    assert json.loads(out)["question"] == "from a pipe \u65e5"
 
 
 @pytest.mark.parametrize("budget", [0, 1, 16, 64])
@@ -93,7 +93,7 @@ ERRORS = {
     "no question": (["ask"], "give one question"),
     "file without out": (["ask", "--file", __file__, "--engine", "mock"], "--out"),
     "no such option": (["ask", "q", "--thinkbudget", "5"], "No such option"),
-    "setting of another engine": (["ask", "q", "--engine", "mock", "--threads", "2"], "unexpected keyword argument"),
+    "setting of another engine": (["ask", "q", "--engine", "mock", "--threads", "2"], "threads would have no effect"),
     "wait string without waits": (["ask", "q", "--engine", "mock", "--wait-string", "Hm"], "has no effect"),
     "wild temperature": (["ask", "q", "--engine", "mock", "--temperature", "-1"], "temperature must be 0 or more"),
     "top-p of 0": (["ask", "q", "--engine", "mock", "--top-p", "0"], "top_p must be above 0"),
@@ -101,6 +101,19 @@ ERRORS = {
     "bad soft limit": (["ask", "q", "--engine", "mock", "--soft-limit", "most"], "--soft-limit takes"),
     "dead llama-server": (["ask", "q", "--model", "http://127.0.0.1:9"], "no answer from the llama.cpp server"),
     "missing script": (["ask", "q", "--engine", "mock", "--model", "nowhere.json"], "cannot be read"),
+    "no slots": (["ask", "q", "--parallel", "0"], "parallel must be at least 1"),
+    "no threads": (["ask", "q", "--threads", "0"], "threads must be at least 1"),
+    "no window": (["ask", "q", "--context", "0"], "context must be at least 1"),
+    "a key for nobody": (["ask", "q", "--api-key", "k"], "api_key would have no effect"),
+    "settings of a running server": (["ask", "q", "--model", "http://127.0.0.1:9", "--threads", "2"], "has its own"),
+    "malformed URL": (["ask", "q", "--model", "http://[::1"], "malformed"),
+    "malformed key": (["ask", "q", "--model", "http://127.0.0.1:9", "--api-key", "\u00e9"], "malformed"),
+    "an engine without name": (["ask", "q", "--engine", ":"], "unknown engine"),
+    "no engine at all": (["ask", "q", "--engine", "os:getcwd"], "it has no generate()"),
+    "upstream needed": (["ask", "q", "--engine", "openai"], "needs upstream"),
+    "a directory": (["ask", "q", "--model", "."], "directory"),
+    "two outputs": (["ask", "q", "--engine", "mock", "--json", "--plain"], "exclude each other"),
+    "not text": (["ask", "\udcff\udcfe", "--engine", "mock"], "not UTF-8"),
     "unknown command": (["aks", "q"], "No such command"),
     "unknown model": (["ask", "q", "--model", "smollm3"], "unknown model"),
 }
@@ -114,6 +127,47 @@ def test_mistakes_print_one_line_and_exit_with_2(capsys: pytest.CaptureFixture[s
     assert out == ""
     assert err.startswith("bide: error: ") and err.count("\n") == 1
     assert expected in err
+
+
+def test_a_password_in_a_url_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, "ask", "q", "--model", "http://user:secret@127.0.0.1:9")
+    assert "127.0.0.1:9" in err and "secret" not in err
+
+
+def test_a_key_in_the_environment_is_for_who_needs_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIDE_API_KEY", "k")
+    assert run(capsys, "ask", "q", *MOCK, "--json")[0] == 0
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    line = f"bide() {{ '{sys.executable}' -m bide \"$@\"; }}; {command}"
+    return subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_closed_streams_and_readers_that_leave() -> None:
+    for command, codes in (
+        ("bide ask hi --engine mock >&-", (0,)),
+        ("bide ask hi --engine mock 2>&-", (0,)),
+        ("bide ask - --engine mock <&-", (2,)),
+        ("bide ask hi --engine mock --json | true; exit ${PIPESTATUS[0]}", (0, 1)),  # who is faster?
+        ("bide ask hi --engine mock 2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", (0, 1)),
+    ):
+        done = shell(command)
+        assert done.returncode in codes and b"Traceback" not in done.stderr, (command, done)
+        assert b"Exception" not in done.stderr
+
+
+def test_a_c_locale_keeps_the_question() -> None:
+    done = shell("bide ask '\u00e9\u65e5\u672c' --engine mock --json", LC_ALL="C", PYTHONUTF8="0")
+    assert json.loads(done.stdout)["question"] == "\u00e9\u65e5\u672c"
 
 
 def test_a_dead_hub_is_one_line() -> None:
@@ -197,6 +251,8 @@ class TestBatch:
             ('{"query": "a"}\n', 'wanted an object with a "question"'),
             ('{"id": 1, "question": "a"}\n{"id": 1, "question": "b"}\n', "stands there twice"),
             ("\n", "holds no questions"),
+            ('{"id": null, "question": "a"}\n', "the id must be"),
+            ('{"question": "\\ud800"}\n', "not valid Unicode"),
         ],
     )
     def test_bad_input_is_told_before_anything_is_written(
@@ -208,12 +264,52 @@ class TestBatch:
         assert code == 2 and expected in err
         assert not out.exists()
 
-    def test_does_not_touch_a_file_of_another_kind(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("notes", ["my notes\n", "my notes, no line end"])
+    def test_does_not_touch_a_file_of_another_kind(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, notes: str
+    ) -> None:
         source, out = self.write(tmp_path / "q.jsonl", 1), tmp_path / "notes.txt"
-        out.write_text("my notes\n")
+        out.write_text(notes)
         code, _, err = self.ask(capsys, source, out)
         assert code == 2 and "no answer of bide" in err
-        assert out.read_text() == "my notes\n"
+        assert out.read_text() == notes
+        code, _, err = self.ask(capsys, source, Path("/dev/null"))
+        assert code == 2 and "no regular file" in err
+
+    def test_a_changed_question_is_noticed(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 2), tmp_path / "a.jsonl"
+        self.ask(capsys, source, out)
+        source.write_text(source.read_text().replace("What is 1?", "What is one?"))
+        code, _, err = self.ask(capsys, source, out)
+        assert code == 2 and "another question with the id 'q1'" in err
+
+    def test_settings_are_compared_by_what_they_mean(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 2), tmp_path / "a.jsonl"
+        self.ask(capsys, source, out)
+        code, _, err = self.ask(capsys, source, out, "--answer-prefix", "")
+        assert code == 2 and "other settings" in err
+        code, _, err = self.ask(capsys, source, out, "--waits", "0", "--temperature", "0")
+        assert code == 0 and "2 answered already" in err
+
+    def test_one_writer_at_a_time(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        source, out = self.write(tmp_path / "q.jsonl", 1), tmp_path / "a.jsonl"
+        with out.open("ab") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            code, _, err = self.ask(capsys, source, out)
+        assert code == 2 and "another bide is writing" in err
+
+    def test_a_failed_load_leaves_no_file(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = self.write(tmp_path / "q.jsonl", 1), tmp_path / "a.jsonl"
+        assert self.ask(capsys, source, out, "--model", "nowhere.json")[0] == 2
+        assert not out.exists()
+
+    def test_any_json_line_is_one_line(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        source, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+        line = json.dumps({"question": "a\u2028b"}, ensure_ascii=False)
+        source.write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\n")
+        assert self.ask(capsys, source, out)[0] == 0
+        assert json.loads(out.read_bytes())["question"] == "a\u2028b"
 
 
 def test_formats_prints_every_format(capsys: pytest.CaptureFixture[str]) -> None:

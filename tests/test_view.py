@@ -46,10 +46,10 @@ def event(text: str, region: Region = Region.THINKING, *, forced: bool = False, 
     return TokensEvent(0, (), text, forced, region, used)
 
 
-@pytest.mark.parametrize("width", [20, 21, 37, 80])
+@pytest.mark.parametrize("width", [2, 9, 20, 21, 37, 80])
 def test_text_survives_the_meter_at_any_width(width: int) -> None:
     out = io.StringIO()
-    view = LiveView(out, width, 100)
+    view = LiveView(out, lambda: width, 100)
     text = "The quick brown fox jumps over the lazy dog, again and again.\nA second line."
     for used, piece in enumerate(re.findall(r".{1,3}|\n", text)):
         view.show(event(piece, used=used))
@@ -65,7 +65,7 @@ def test_text_survives_the_meter_at_any_width(width: int) -> None:
 
 def test_meter_stands_below_while_thinking_and_forced_text_is_lit() -> None:
     out = io.StringIO()
-    view = LiveView(out, 60, 10)
+    view = LiveView(out, lambda: 60, 10)
     view.show(event("abc", used=3))
     view.show(event("Wait", forced=True, used=4))
     screen = Screen(60)
@@ -76,9 +76,9 @@ def test_meter_stands_below_while_thinking_and_forced_text_is_lit() -> None:
 
 
 def test_a_model_cannot_drive_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07c\rd\x9bK") == "a[2JbcdK"
+    assert printable("a\x1b[2Jb\x07c\rd\x9b\u202eK") == "a[2JbcdK"
     out = io.StringIO()
-    LiveView(out, 40, None).show(event("\x1b]0;title\x07", Region.ANSWER))
+    LiveView(out, lambda: 40, None).show(event("\x1b]0;title\x07", Region.ANSWER))
     assert "\x1b]" not in out.getvalue()
 
 

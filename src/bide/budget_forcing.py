@@ -141,7 +141,7 @@ class BudgetForcer:
                 return Action.ACCEPT
             self._looping = True
             self._after_thought(token)
-            return Action.FORCE
+            return Action.ACCEPT if self.state is State.THINKING else Action.FORCE
         return self._feed(token)
 
     def feed_segment(self, tokens: Iterable[int]) -> tuple[int, Action]:
@@ -338,7 +338,7 @@ class BudgetForcer:
             self._cut(self._cap_reason)
         elif self.used >= self._grace_start and last in self._boundary:
             self._cut("grace")
-        elif self._looping:
+        elif self._looping and self.used >= self.budget.min_thinking_tokens:
             self._cut("loop")
         else:
             self._hint_if_due()

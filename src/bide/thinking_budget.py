@@ -61,7 +61,7 @@ class ThinkingBudget:
     context window for the answer. 0: nothing is reserved."""
     loop_guard: int | None = None
     """End thinking when the same block of at least 16 tokens stands so many times in a row (2 or
-    more). None: off."""
+    more), but not before `min_thinking_tokens`. None: off."""
     mode: Mode = "exact"
     """"exact": the rules of this library. "s1": the reference's own rule, round by round, for
     replication (bide.s1_parity): the maximum holds for each round anew."""

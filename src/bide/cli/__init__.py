@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -43,7 +44,12 @@ def bide() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 2 a mistake told in one line, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 the reader of the
+    output has left, 2 a mistake told in one line, 130 interrupted."""
+    for name in ("stdin", "stdout", "stderr"):  # a closed one is None in Python
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
+            setattr(sys, name, nowhere)
     try:
         result = bide.main(args, prog_name="bide", standalone_mode=False)
     except click.ClickException as error:
@@ -54,11 +60,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         _fail(error.one_line())
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has left; nothing more can be said
-        sys.exit(0)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may Python's own last flush fail
+        sys.exit(1)  # as click has it when the reader has left
     sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -28,6 +29,8 @@ DEFAULT_BUDGET = 2048
 DEFAULT_ANSWER = 512
 DEFAULT_RESERVE = 256
 DEFAULT_LOOP_GUARD = 4
+_ROOMY = 1024
+"""Tokens of room from which on the default reserve is kept."""
 
 
 def _options(groups: list[tuple[Callable[..., Any], ...]]) -> Callable[..., Any]:
@@ -57,7 +60,8 @@ _BUDGET_OPTIONS = (
     click.option("--answer-prefix", metavar="TEXT",
                  help='Begins the answer after a cut; "" for none. [default: by format, "Final Answer:"]'),
     click.option("--reserve-answer", "reserve_answer_tokens", type=int, metavar="N",
-                 help=f"Keep N tokens of the window for the answer. [default: {DEFAULT_RESERVE} without --max-tokens]"),
+                 help=f"Keep N tokens of the window for the answer. [default: {DEFAULT_RESERVE}; 0"
+                      f" where --max-tokens or --context is below {_ROOMY}]"),
     click.option("--loop-guard", type=int, metavar="N",
                  help=f"End thinking that repeats itself N times; 0: off. [default: {DEFAULT_LOOP_GUARD}]"),
     click.option("--mode", type=click.Choice(["exact", "s1"]), default="exact",
@@ -92,7 +96,7 @@ _OUTPUT_OPTIONS = (
     click.option("--plain", is_flag=True,
                  help="For pipes: the answer on stdout, the rest on stderr. Implied without a terminal."),
     click.option("--file", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                 help="Questions as JSONL: {\"question\": ..., \"id\": ...}."),
+                 help="Questions as JSONL: {\"question\": ..., \"id\": ...}; other keys have no effect."),
     click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
                  help="Answers of --file as JSONL. What stands there already is not asked again."),
 )  # fmt: skip
@@ -111,10 +115,14 @@ def ask(question: str | None, **options: Any) -> int:
         raise UsageError("give one question, or --file FILE", hint='bide ask "How many r in raspberry?"')
     if (options["file"] is None) != (options["out"] is None):
         raise UsageError("--file and --out go together", hint="--file questions.jsonl --out answers.jsonl")
-    if question == "-":
-        question = sys.stdin.read()
-    if question is not None and not question.strip():
-        raise UsageError("the question is empty")
+    if options["as_json"] and options["plain"]:
+        raise UsageError("--json and --plain exclude each other")
+    if options["file"] is not None and (options["as_json"] or options["plain"]):
+        raise UsageError(
+            "--json and --plain would have no effect with --file", hint="the answers go to --out, as JSONL"
+        )
+    if question is not None:
+        question = _read_question(question)
     if options["format"] != "auto":
         get_format(options["format"])  # before a model is loaded
     fields = {
@@ -125,28 +133,41 @@ def ask(question: str | None, **options: Any) -> int:
         "max_tokens": options["max_tokens"],
         "max_answer_tokens": options["max_answer_tokens"],
     }
+    control = RequestControl()
     if options["file"] is not None:
         ask_request("checked before a model is loaded", **fields)
-        settings = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
-        control = RequestControl()
+        settings = {**fields, **{name: options[name] for name in ("engine", "model", "upstream", "context")}}
+        if options["chat_template"] is not None:
+            settings["chat_template"] = options["chat_template"].read_text(encoding="utf-8")
         with _cancel_on_interrupt(control):
             return run_batch(
                 options["file"], options["out"], lambda: _load(options), fields, settings, control, sys.stderr
             )
     assert question is not None
-    control = RequestControl()
     request = ask_request(question, control=control, **fields)
-    engine = _load(options)
-    try:
-        with _cancel_on_interrupt(control):
+    with _cancel_on_interrupt(control):
+        engine = _load(options)
+        try:
+            if control.cancelled:
+                return 130
             completion = _show(engine, request, as_json=options["as_json"], plain=options["plain"])
-    finally:
-        engine.close()
+        finally:
+            engine.close()
     return 130 if completion.finish_reason == "client" else 0
 
 
-_NOT_SETTINGS = ("file", "out", "as_json", "plain", "api_key", "parallel", "threads")
-"""Options that do not change what is answered."""
+def _read_question(question: str) -> str:
+    """The question as text, from standard input if it is "-". Raises `UsageError`."""
+    try:
+        if question == "-":
+            question = sys.stdin.buffer.read().decode("utf-8")
+        else:  # undo what a C locale makes of UTF-8
+            question = os.fsencode(question).decode("utf-8")
+    except UnicodeError as error:
+        raise UsageError(f"the question is not UTF-8 text: {error}") from None
+    if not question.strip():
+        raise UsageError("the question is empty")
+    return question
 
 
 def _budget(options: dict[str, Any]) -> ThinkingBudget:
@@ -156,7 +177,8 @@ def _budget(options: dict[str, Any]) -> ThinkingBudget:
     reserve, guard = options["reserve_answer_tokens"], options["loop_guard"]
     exact = options["mode"] == "exact"
     if reserve is None:
-        reserve = DEFAULT_RESERVE if exact and options["max_tokens"] is None and options["context"] is None else 0
+        room = min(options["max_tokens"] or _ROOMY, options["context"] or _ROOMY)
+        reserve = DEFAULT_RESERVE if exact and room >= _ROOMY else 0
     if guard is None and exact:
         guard = DEFAULT_LOOP_GUARD
     return ThinkingBudget(
@@ -190,6 +212,10 @@ def _load(options: dict[str, Any]) -> Engine:
     given: dict[str, Any] = {
         key: options[key] for key in ("context", "threads", "parallel", "api_key") if options[key] is not None
     }
+    by_url = name == "openai" or any((text or "").startswith("http") for text in (model, options["upstream"]))
+    source = click.get_current_context().get_parameter_source("api_key")
+    if source is click.core.ParameterSource.ENVIRONMENT and not by_url:
+        del given["api_key"]  # it is there for other calls
     if options["chat_template"] is not None:
         given["chat_template"] = options["chat_template"].read_text(encoding="utf-8")
     if options["upstream"] is not None:
@@ -220,15 +246,19 @@ def _cancel_on_interrupt(control: RequestControl) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
 def _show(engine: Engine, request: Request, *, as_json: bool, plain: bool) -> Completion:
     live = None
     piped = None
     if not as_json:
-        if plain or not sys.stdout.isatty():
+        if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
             piped = PlainView(sys.stdout, sys.stderr)
         else:
-            width = shutil.get_terminal_size().columns
-            live = LiveView(sys.stdout, width, request.budget.thinking_token_budget)
+            color = "NO_COLOR" not in os.environ
+            live = LiveView(sys.stdout, _columns, request.budget.thinking_token_budget, color=color)
     view = live or piped
     completion: Completion | None = None
     for event in engine.generate([request]):

@@ -6,6 +6,7 @@ Knows events and ANSI sequences; no engine, no option parsing.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from ..budget_forcing import Region
@@ -13,18 +14,22 @@ from ..engines.base import TokensEvent
 
 _DIM, _FORCED, _OFF = "\x1b[2m", "\x1b[1;33m", "\x1b[0m"
 _METER_CELLS = 24
+_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class LiveView:
-    """Writes events to a terminal of `width` columns as they come.
+    """Writes events to a terminal as they come.
 
-    `maximum` is the thinking budget in tokens, None if there is none.
+    `width` tells its columns, asked anew for each event. `maximum` is the thinking budget in
+    tokens, None if there is none. `color`: whether to dim and light text.
     """
 
-    def __init__(self, out: TextIO, width: int, maximum: int | None) -> None:
+    def __init__(self, out: TextIO, width: Callable[[], int], maximum: int | None, *, color: bool = True) -> None:
         self._out = out
-        self._width = max(20, width)
+        self._ask_width = width
+        self._width = max(2, width())
         self._maximum = maximum
+        self._color = color
         self._column = 0
         self._meter = False
         self._answering = False
@@ -32,6 +37,7 @@ class LiveView:
     def show(self, event: TokensEvent) -> None:
         """Write one event."""
         self._clear_meter()
+        self._width = max(2, self._ask_width())
         text = event.text
         if event.region is Region.ANSWER and not self._answering:
             text = text.lstrip()
@@ -68,11 +74,12 @@ class LiveView:
         if self._column == self._width:  # terminals wrap late: make it happen now
             parts.append("\r\n")
             self._column = 0
-        self._out.write(f"{style}{''.join(parts)}{_OFF}" if style else "".join(parts))
+        self._out.write(f"{style}{''.join(parts)}{_OFF}" if style and self._color else "".join(parts))
 
     def _draw_meter(self, used: int) -> None:
         meter = meter_text(used, self._maximum)[: self._width - 1]
-        self._out.write(f"\n\x1b[2K{_DIM}{meter}{_OFF}\x1b[1A\x1b[{self._column + 1}G")
+        meter = f"{_DIM}{meter}{_OFF}" if self._color else meter
+        self._out.write(f"\n\x1b[2K{meter}\x1b[1A\x1b[{self._column + 1}G")
         self._meter = True
 
     def _clear_meter(self) -> None:
@@ -131,8 +138,10 @@ def receipt(budget: dict[str, Any], waits_asked: int, tokens_per_second: float) 
 
 
 def printable(text: str) -> str:
-    """`text` without control characters: a model must not drive the user's terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc").replace("\t", "    ")
+    """`text` without control characters and text-direction overrides: a model must not drive the
+    user's terminal."""
+    kept = (c for c in text if c in "\n\t" or (unicodedata.category(c) != "Cc" and c not in _OVERRIDES))
+    return "".join(kept).replace("\t", "    ")
 
 
 def cell_width(character: str) -> int:

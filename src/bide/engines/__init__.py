@@ -44,12 +44,18 @@ def load_engine(name: str, model: str | None = None, **options: Any) -> Engine:
                 raise
             raise unknown_name("engine", name, ENGINES) from error
         raise MissingExtraError(package, EXTRAS[package]) from error
-    except AttributeError as error:
+    except (AttributeError, ValueError) as error:
         raise unknown_name("engine", name, ENGINES) from error
-    try:
-        inspect.signature(factory).bind(model, **options)
-    except TypeError as error:
-        settings = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        raise UsageError(f"engine {name!r}: {error}", hint=f"its settings: {', '.join(settings)}") from None
+    if not hasattr(factory, "generate"):
+        raise UsageError(f"{target!r} is no engine: it has no generate()")
+    settings = [p.name for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if foreign := [option for option in options if option not in settings]:
+        raise UsageError(
+            f"{', '.join(foreign)} would have no effect with the engine {name!r}",
+            hint=f"it takes: model, {', '.join(settings)}",
+        )
+    required = [p.name for p in inspect.signature(factory).parameters.values() if p.default is p.empty]
+    if missing := [option for option in required if option not in ("model", *options)]:
+        raise UsageError(f"the engine {name!r} needs {', '.join(missing)}")
     engine: Engine = factory(model, **options)
     return engine

@@ -101,6 +101,11 @@ class Request:
     def __post_init__(self) -> None:
         if not any(message.role == "user" and message.content.strip() for message in self.messages):
             raise UsageError("the question is empty")
+        for message in self.messages:
+            try:
+                message.content.encode()
+            except UnicodeEncodeError as error:
+                raise UsageError(f"the {message.role} message is not valid Unicode text: {error.reason}") from None
         for name in ("max_tokens", "max_answer_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

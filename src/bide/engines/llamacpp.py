@@ -15,7 +15,9 @@ from __future__ import annotations
 import os
 import queue
 import secrets
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,12 @@ import httpx
 import xllamacpp
 
 from ..chat_template import render_chat
-from ..errors import ContextOverflowError, EngineError, ModelError, UpstreamError
+from ..errors import ContextOverflowError, EngineError, ModelError, UpstreamError, UsageError
 from ..models import resolve
 from ..models.gguf import read_gguf_metadata
 from ..types import Message
 from .base import Capabilities, Event, Request, check_capabilities
-from .turn import Segment, Turn, common_prefix, drive, run_parallel, segment_seed
+from .turn import Segment, Turn, common_prefix, drive, make_turns, run_parallel, segment_seed
 
 DEFAULT_CONTEXT = 8192
 """Tokens. A model trained on less gets what it was trained on."""
@@ -48,7 +50,7 @@ class LlamaCppEngine:
 
     `context` is the window of each request in tokens, `threads` the CPU threads, `parallel` the
     number of requests at a time, `segment` the tokens of one call, `gpu_layers` the layers to
-    offload where the build can. For a URL: `api_key`, and `timeout` in seconds for one call.
+    offload where the build can, `timeout` the seconds of one call. `api_key` is for a URL.
     `report` is told what is downloaded, and how large it is.
     Raises `ModelError` for a file that is no chat model, `UpstreamError` for a server that does
     not answer.
@@ -69,12 +71,20 @@ class LlamaCppEngine:
         timeout: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        for option, value in (("context", context), ("threads", threads), ("parallel", parallel), ("segment", segment)):
+            if value is not None and value < 1:
+                raise UsageError(f"{option} must be at least 1, not {value}")
         self._local: Any = None
-        notes: tuple[str, ...] = ()
+        notes: list[str] = []
         if model is not None and model.startswith(("http://", "https://")):
             url, key, template = model.rstrip("/"), api_key, None
-            notes = ("a server without a chat template of its own falls back to ChatML, which cannot be told apart",)
+            for option, value in (("context", context), ("threads", threads), ("gpu_layers", gpu_layers or None)):
+                if value is not None:
+                    raise UsageError(f"{option} would have no effect: the running server has its own")
+            notes.append("a server without a chat template of its own falls back to ChatML, which cannot be told apart")
         else:
+            if api_key is not None:
+                raise UsageError("api_key would have no effect: the model runs in this process")
             path = resolve(model, report=report)
             metadata = read_gguf_metadata(path)
             template = str(metadata.get("tokenizer.chat_template", ""))
@@ -82,16 +92,23 @@ class LlamaCppEngine:
             self._local = _start_server(path, metadata, key, context, threads, parallel, gpu_layers)
             url = self._local.listening_address
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=self._local is None)
+        try:
+            self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=self._local is None)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise UsageError(f"the URL or the API key of the llama.cpp server is malformed: {error}") from error
         try:
             properties = _call(self._http, "GET", "/props")
             settings = properties.get("default_generation_settings", {})
             self._window: int | None = settings.get("n_ctx")
+            if context is not None and self._window is not None:
+                self._window = min(context, self._window)  # llama.cpp rounds small ones up
             slots = int(properties.get("total_slots", 1))
             self.tokenizer = LlamaCppTokenizer(self._http, properties, template)
         except BaseException:
             self.close()
             raise
+        if parallel > slots:
+            notes.append(f"the server has {slots} slots, so {slots} requests at a time, not {parallel}")
         self.model = model or Path(str(properties.get("model_path", "model"))).name
         self._segment = segment
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -104,16 +121,13 @@ class LlamaCppEngine:
             keeps_cache=True,
             streaming=True,
             parallel=min(parallel, slots),
-            notes=notes,
+            notes=tuple(notes),
         )
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Work on `requests`, `parallel` at a time."""
         check_capabilities(self.name, self.capabilities, requests)
-        turns = [
-            Turn(i, request, self.tokenizer, engine=self.name, model=self.model, window=self._window)
-            for i, request in enumerate(requests)
-        ]
+        turns = make_turns(requests, self.tokenizer, engine=self.name, model=self.model, window=self._window)
         return run_parallel(turns, self._run, self.capabilities.parallel)
 
     def close(self) -> None:
@@ -145,7 +159,8 @@ class _Slot:
             "/completion",
             {
                 "prompt": context,
-                "n_predict": min(count, self._segment),
+                # Longer segments behind a long context: each call sends it all.
+                "n_predict": min(count, max(self._segment, len(context) // 256)),
                 "id_slot": self._slot,
                 # What another turn left in the slot was computed in other batches, which changes low
                 # bits, and then greedy text: a turn starts afresh and gives the same bytes twice.
@@ -239,16 +254,31 @@ def _start_server(
     if threads is not None:
         params.cpuparams.n_threads = threads
         params.cpuparams_batch.n_threads = threads
+    with _interrupts_later():
+        try:
+            return xllamacpp.Server(params)
+        except RuntimeError as error:
+            raise ModelError(
+                f"llama.cpp cannot load {str(path)!r}: {error}", hint="the file may be damaged or of an unknown kind"
+            ) from error
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits: inside the start of the native server it would leave half a server behind.
+    The server's own threads inherit the block, so that the signal always reaches Python's."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise ModelError(
-            f"llama.cpp cannot load {str(path)!r}: {error}", hint="the file may be damaged or of an unknown kind"
-        ) from error
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    where = f"llama.cpp server at {http.base_url}"
+    where = f"llama.cpp server at {http.base_url.copy_with(username=None, password=None)}"
     try:
         reply = http.request(method, path, json=body)
     except httpx.HTTPError as error:

@@ -18,7 +18,7 @@ from ..chat_template import render_chat
 from ..errors import ModelError
 from ..types import Message
 from .base import Capabilities, Event, Request, check_capabilities
-from .turn import Segment, Turn, drive
+from .turn import Segment, Turn, drive, make_turns
 
 CHATML = (
     "{%- for message in messages -%}"
@@ -65,7 +65,13 @@ class MockEngine:
 
     name = "mock"
     capabilities = Capabilities(
-        token_ids=True, per_token_control=True, masks_tokens=True, keeps_cache=True, streaming=True, parallel=1
+        token_ids=True,
+        per_token_control=True,
+        masks_tokens=True,
+        keeps_cache=True,
+        streaming=True,
+        parallel=1,
+        notes=("a fake model: temperature, top_p and top_k have no effect on it",),
     )
 
     def __init__(
@@ -85,10 +91,7 @@ class MockEngine:
     def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Work on `requests` one after another."""
         check_capabilities(self.name, self.capabilities, requests)
-        turns = [
-            Turn(i, request, self.tokenizer, engine=self.name, model=self.model, window=self._window)
-            for i, request in enumerate(requests)
-        ]
+        turns = make_turns(requests, self.tokenizer, engine=self.name, model=self.model, window=self._window)
         for turn in turns:
             yield from drive(turn, self._scripted() if self._script is not None else self._random)
 

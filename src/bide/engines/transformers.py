@@ -23,7 +23,7 @@ from ..types import Sampling
 from .base import Capabilities, Event, Request, check_capabilities
 from .hf_tokenizer import HuggingFaceTokenizer
 from .transformers_cache import BatchCache, SingleCache, choose_cache
-from .turn import Turn
+from .turn import Turn, make_turns
 
 
 class TransformersEngine:
@@ -81,10 +81,8 @@ class TransformersEngine:
         if self._model is None:
             raise EngineError("the engine is closed")
         check_capabilities(self.name, self.capabilities, requests)
-        waiting = deque(
-            Turn(i, request, self.tokenizer, engine=self.name, model=self.model, window=self._window)
-            for i, request in enumerate(requests)
-        )
+        turns = make_turns(requests, self.tokenizer, engine=self.name, model=self.model, window=self._window)
+        waiting = deque(turns)
         cache = self._cache_class(self._model)
         rows: list[_Row] = []  # as in the cache
         try:

