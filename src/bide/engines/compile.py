@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ..errors import ModelError
@@ -29,6 +30,7 @@ def build_prompt(messages: Sequence[Message], format: ReasoningFormat, tokenizer
     return prompt if opened else prompt + format.open
 
 
+@functools.lru_cache(maxsize=64)  # a batch has thousands of requests of one kind
 def compile_markers(format: ReasoningFormat, tokenizer: Tokenizer) -> Markers:
     """`format` as ids of `tokenizer`. Raises `ModelError` if a marker does not survive it."""
     ids = _Encoder(tokenizer)
@@ -48,6 +50,7 @@ def compile_markers(format: ReasoningFormat, tokenizer: Tokenizer) -> Markers:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def compile_texts(budget: ThinkingBudget, format: ReasoningFormat, tokenizer: Tokenizer) -> ForcedTexts:
     """The texts of `budget` as ids of `tokenizer`."""
     ids = _Encoder(tokenizer)
