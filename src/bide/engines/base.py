@@ -22,6 +22,9 @@ class Tokenizer(Protocol):
     eos_ids: frozenset[int]
     chat_template: str | None
 
+    def __hash__(self) -> int:
+        """By identity: what is compiled for one tokenizer is kept."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; marker texts become their special ids; nothing is added."""
 
