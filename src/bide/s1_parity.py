@@ -30,7 +30,9 @@ class S1Forcer(BudgetForcer):
 
     def __init__(self, budget: ThinkingBudget, markers: Markers, *args: Any, **kwargs: Any) -> None:
         if any(len(end) != 1 for end in markers.ends):
-            raise BudgetError("mode='s1' supports end markers of one token only, as the reference does")
+            raise BudgetError(
+                "mode='s1' supports end markers of one token only, as the reference does", hint="use the format s1"
+            )
         self._round_used = self._round_cap = 0
         self._stops = frozenset(end[0] for end in markers.ends) | markers.eos
         super().__init__(budget, markers, *args, **kwargs)
