@@ -59,7 +59,7 @@ def test_without_a_terminal_stdout_has_the_answer_only(capsys: pytest.CaptureFix
     assert code == 0
     assert out == "It is three.\n"
     assert "First thought.\n[Wait]Second thought." in err
-    assert err.splitlines()[-1].startswith("thinking 35/2048 tokens | waits 1/1 | forced 4 tokens | ended by natural")
+    assert err.splitlines()[-1].startswith("thinking 35/2048 tokens | waits 1/1 | forced 4 | ended by natural")
 
 
 def test_question_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

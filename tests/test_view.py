@@ -96,10 +96,7 @@ def test_meter_and_receipt_texts() -> None:
     assert meter_text(5, None) == "thinking 5 tokens"
     assert meter_text(10, 10) == "thinking [########################] 10/10 tokens"
     budget = {"max": None, "used": 7, "waits": 0, "forced_tokens": 0, "ended_by": None}
-    assert (
-        receipt(budget, 0, 12.34)
-        == "thinking 7/no limit tokens | waits 0 | forced 0 tokens | never opened | 12.3 tokens/s"
-    )
+    assert receipt(budget, 0, 12.34) == "thinking 7/no limit tokens | waits 0 | forced 0 | never opened | 12.3 tok/s"
 
 
 def test_cell_width() -> None:

@@ -132,8 +132,8 @@ def receipt(budget: dict[str, Any], waits_asked: int, tokens_per_second: float) 
     waits = f"{budget['waits']}/{waits_asked}" if waits_asked else str(budget["waits"])
     ended = {None: "never opened"}.get(budget["ended_by"], f"ended by {budget['ended_by']}")
     return (
-        f"thinking {budget['used']}/{limit} tokens | waits {waits} | forced {budget['forced_tokens']} tokens"
-        f" | {ended} | {tokens_per_second:.1f} tokens/s"
+        f"thinking {budget['used']}/{limit} tokens | waits {waits} | forced {budget['forced_tokens']}"
+        f" | {ended} | {tokens_per_second:.1f} tok/s"
     )
 
 
