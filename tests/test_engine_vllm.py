@@ -87,6 +87,8 @@ def test_controls_act_between_steps(tiny_vllm: Engine) -> None:
 def test_mistakes(tiny_vllm: Engine, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a model"):
         VLLMEngine(None)
+    with pytest.raises(UsageError, match="engine_args may not hold max_model_len"):
+        VLLMEngine("any", engine_args={"max_model_len": 5})
     with pytest.raises(ModelError, match="vLLM cannot load"):
         VLLMEngine(str(tmp_path))
     running = tiny_vllm.generate([request(3), request(4)])

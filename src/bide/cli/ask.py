@@ -215,7 +215,7 @@ def _load(options: dict[str, Any]) -> Engine:
     by_url = name == "openai" or any((text or "").startswith("http") for text in (model, options["upstream"]))
     source = click.get_current_context().get_parameter_source("api_key")
     if source is click.core.ParameterSource.ENVIRONMENT and not by_url:
-        del given["api_key"]  # it is there for other calls
+        given.pop("api_key", None)  # it is there for other calls
     if options["chat_template"] is not None:
         given["chat_template"] = options["chat_template"].read_text(encoding="utf-8")
     if options["upstream"] is not None:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 from ..budget_forcing import Action, State
 from ..errors import UpstreamError
-from .compile import compile_markers
 from .openai_tokens import END_OF_TURN, RemoteTokenizer, TextTokenizer
 from .openai_upstream import Json, Kind, Served, Upstream, ask_for_ids, sampled_ids
 from .turn import Turn, segment_seed
@@ -37,7 +36,7 @@ class Segments:
         self.prompt_tokens: int | None = None
         """Tokens of the prompt as the upstream counts them. None: not reported."""
         self._tokenizer, self._upstream, self._served, self._chunk = tokenizer, upstream, served, chunk
-        self._ends = compile_markers(turn.format, tokenizer).ends
+        self._ends = turn.markers.ends
         self._evaluated = 0  # tokens of the context, from its beginning, that the upstream has evaluated
 
     def next(self) -> Iterator[None]:

@@ -48,6 +48,8 @@ class VLLMEngine:
             raise UsageError("the engine 'vllm' needs a model", hint="name a directory or hf:org/name")
         if parallel < 1:
             raise UsageError(f"parallel must be at least 1, not {parallel}")
+        if taken := sorted({"model", "max_model_len", "max_num_seqs"} & set(engine_args or {})):
+            raise UsageError(f"engine_args may not hold {', '.join(taken)}", hint="use model, context and parallel")
         self.model = model
         arguments: dict[str, Any] = {"enable_prefix_caching": True, "disable_log_stats": True, **(engine_args or {})}
         arguments |= {"model": model.removeprefix("hf:"), "max_model_len": context, "max_num_seqs": parallel}
