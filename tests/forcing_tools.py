@@ -184,7 +184,7 @@ def run_turn(
             segment.append(Sampled(seen, banned, model(seen, banned)))
             if (events or {}).get(len(trace) + len(segment)):
                 break
-        consumed, action = forcer.feed_segment(one.token for one in segment)
+        consumed, action = forcer.feed_segment([one.token for one in segment])
         assert consumed == len(segment) or action in (Action.FORCE, Action.STOP)
         trace += segment[:consumed]
         context += [one.token for one in segment[:consumed]]

@@ -23,6 +23,7 @@ TESTS = (
     "test_token_sequences.py",
     "test_properties.py",
     "test_differential.py",
+    "test_logits_processor.py",
 )
 
 
@@ -35,6 +36,7 @@ class Mutation:
 
 
 FORCING, S1, SEQUENCES = "budget_forcing.py", "s1_parity.py", "token_sequences.py"
+LOGITS = "logits_processor.py"
 MUTATIONS = (
     Mutation("cut one token late", FORCING, "elif self.used >= self._cap:", "elif self.used > self._cap:"),
     Mutation("fast path one too far", FORCING, "self.used + 1 < self._limit", "self.used < self._limit"),
@@ -47,8 +49,8 @@ MUTATIONS = (
     Mutation(
         "minimum one short",
         FORCING,
-        "self.used < self.budget.min_thinking_tokens",
-        "self.used + 1 < self.budget.min_thinking_tokens",
+        "short = used < self.budget.min_thinking_tokens",
+        "short = used + 1 < self.budget.min_thinking_tokens",
     ),
     Mutation("wait overruns at the minimum", FORCING, "return wait[:room] if short", "return wait if short"),
     Mutation(
@@ -71,7 +73,7 @@ MUTATIONS = (
     Mutation(
         "ban forgets the end of the turn",
         FORCING,
-        "self._ends.completing_ids() | self._markers.eos",
+        "self._ends.completing_ids() | self.markers.eos",
         "self._ends.completing_ids()",
     ),
     Mutation(
@@ -106,6 +108,27 @@ MUTATIONS = (
         "client's end is refused by a wait", FORCING, "        if self._client_end:\n            return None\n", ""
     ),
     Mutation("client's end outlives its block", FORCING, "        self._client_end = False  #", "        #"),
+    Mutation(
+        "held ids never settled", FORCING, "return self._flush() if boundary or", "return Action.HOLD if boundary or"
+    ),
+    Mutation("settled one late", FORCING, "used >= min(self._cap, soft, room)", "used > min(self._cap, soft, room)"),
+    Mutation("an end that was let through is refused", FORCING, "None if marker and self._end_stands else ", ""),
+    Mutation("probability is lost", LOGITS, "written[:, 0] = joint", "written[:, 0] = values[:, 0]"),
+    Mutation("ends stay possible", LOGITS, "written = np.full_like(values, -np.inf)", "written = values.copy()"),
+    Mutation("every wait word counts as an end", LOGITS, "uniform(self.seed, self.seen) < odds", "True"),
+    Mutation("odds upside down", LOGITS, "return mass / (mass +", "return 1 - mass / (mass +"),
+    Mutation("odds lost on leaving the batch", LOGITS, "            row.odds = odds\n", "            pass\n"),
+    Mutation("a decision kept too long", LOGITS, "if count >= self._quiet_until or", "if"),
+    Mutation(
+        "a decision kept one too long", LOGITS, "if count >= self._quiet_until or", "if count > self._quiet_until or"
+    ),
+    Mutation("open lines not watched", LOGITS, "is not self._line_complete:", "is None:"),
+    Mutation("markers not watched", LOGITS, " or token in self._watch", ""),
+    Mutation("temperature ignored", LOGITS, "np.where(self._greedy, np.float32(1.0), heat)", "np.ones_like(heat)"),
+    Mutation("calm inside the grace window", FORCING, " or self.used >= self._grace_start else", " else"),
+    Mutation("calm over the minimum", FORCING, "calm = min(calm, minimum - used)", "pass"),
+    Mutation("calm over the room for a wait", FORCING, "max(1, min(calm, room))", "max(1, calm)"),
+    Mutation("a replayed wait is not counted", LOGITS, "float(meant)", "0.0"),
     Mutation("lookahead blind to the client", FORCING, "if self._client_end or self._banned:", "if self._banned:"),
     Mutation("lookahead ignores what is held", FORCING, " - len(self.pending))\n", ")\n"),
     Mutation(
@@ -115,8 +138,8 @@ MUTATIONS = (
     Mutation(
         "a header ends in thinking",
         FORCING,
-        "self._enter(State.ANSWERING if marker == self._markers.answer_start",
-        "self._enter(State.ANSWERING if marker != self._markers.answer_start",
+        "self._enter(State.ANSWERING if marker == self.markers.answer_start",
+        "self._enter(State.ANSWERING if marker != self.markers.answer_start",
     ),
     Mutation(
         "finish leaves forced ids",

@@ -47,6 +47,16 @@ def transformers(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
     return TransformersEngine(str(save_model(directory, config_of("Qwen2"))), parallel=3)
 
 
+def transformers_cb(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from bide.engines.transformers_batching import TransformersBatchingEngine
+    from tiny_models import config_of, save_model
+
+    directory: Path = request.getfixturevalue("tmp_path_factory").mktemp("tiny")
+    return TransformersBatchingEngine(str(save_model(directory, config_of("Qwen2"))), parallel=3)
+
+
 def vllm(stack: ExitStack, request: pytest.FixtureRequest) -> Engine:
     found: Engine = request.getfixturevalue("tiny_vllm")
     return found
@@ -62,6 +72,7 @@ MAKERS: dict[str, Make] = {
     "mock in segments": mock_in_segments,
     "openai": openai,
     "transformers": transformers,
+    "transformers-cb": transformers_cb,
     "vllm": vllm,
     "llamacpp": llamacpp,
 }

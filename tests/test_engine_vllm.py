@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter, defaultdict
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed (see .ci/vllm)")
 
-from bide.engines.base import DoneEvent, Engine, Request, RequestControl
+import vllm
+
+from bide.engines.base import DoneEvent, Engine, Request, RequestControl, TokensEvent
+from bide.engines.turn import make_turns
 from bide.engines.vllm import VLLMEngine
 from bide.errors import CapabilityError, ModelError, UsageError
 from bide.sampling import ask_request, generate
@@ -52,6 +57,64 @@ def test_seeds_do_not_depend_on_the_batch(tiny_vllm: Engine) -> None:
     alone = [generate(tiny_vllm, [one])[0] for one in requests]
     assert sum(a.token_ids == b.token_ids for a, b in zip(together, alone)) >= 19  # low bits of another batch
     assert all(one.budget["exact"] for one in together)
+
+
+def test_sampled_thoughts_have_the_law_of_the_rule(tiny_vllm: Engine, tiny_vllm_model: Path) -> None:
+    """Thoughts of up to 3 tokens whose first end is refused, drawn 3,000 times, against the
+    probabilities that the model itself gives them (G test). Equal random numbers before and behind a
+    refused end, or a temperature 7 % lower, are found."""
+    cap, draws, temperature, top_k = 3, 3000, 2.0, 8
+    budget = ThinkingBudget(cap, waits=1)
+    samplings = [Sampling(temperature, top_k=top_k, seed=seed) for seed in range(draws)]
+    asked = [
+        ask_request("Question 58?", budget=budget, max_answer_tokens=1, format="qwen3", sampling=one)
+        for one in samplings
+    ]
+    (turn,) = make_turns(asked[:1], tiny_vllm.tokenizer, engine="", model="", window=None)  # type: ignore[attr-defined]
+    expected = exact_law(tiny_vllm_model, turn.prompt_ids, cap, temperature, top_k)
+    assert sum(expected.values()) == pytest.approx(1)
+    assert 0.2 < sum(p for (_, waits), p in expected.items() if waits) < 0.8
+    done = generate(tiny_vllm, asked)
+    seen = Counter((tuple((one.token_ids or [])[: one.budget["used"]]), one.budget["waits"]) for one in done)
+    assert set(seen) <= set(expected)
+    cells = [(seen[outcome], p * draws) for outcome, p in expected.items() if p * draws >= 8]
+    cells.append((draws - sum(found for found, _ in cells), draws - sum(wanted for _, wanted in cells)))
+    g = 2 * sum(found * math.log(found / wanted) for found, wanted in cells if found)
+    degrees = len(cells) - 1
+    normal = ((g / degrees) ** (1 / 3) - 1 + 2 / (9 * degrees)) / math.sqrt(2 / (9 * degrees))  # Wilson and Hilferty
+    assert degrees > 20 and normal < 3.7, (g, degrees)  # one in ten thousand; the seeds are fixed
+
+
+def exact_law(
+    model: Path, prompt: list[int], cap: int, temperature: float, top_k: int
+) -> dict[tuple[tuple[int, ...], int], float]:
+    """(thought, refused ends) -> probability, by going through all of them."""
+    import torch
+    import transformers
+
+    network = transformers.AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    (end,), (eos,), (wait,) = (
+        tokenizer.encode(text, add_special_tokens=False) for text in ("</think>", "<|im_end|>", "Wait")
+    )
+    found: dict[tuple[tuple[int, ...], int], float] = defaultdict(float)
+    open_ones = [((), 0, 1.0)]
+    while open_ones:
+        thought, waits, p = open_ones.pop()
+        if len(thought) == cap:
+            found[thought, waits] += p
+            continue
+        with torch.no_grad():
+            logits = network(torch.tensor([[*prompt, *thought]])).logits[0, -1].double() / temperature
+        best = logits.topk(top_k)
+        for token, q in zip(best.indices.tolist(), best.values.softmax(0).tolist()):
+            if token not in (end, eos):
+                open_ones.append(((*thought, token), waits, p * q))
+            elif waits == 0 and len(thought) + 1 < cap:  # room for the wait and one token more
+                open_ones.append(((*thought, wait), 1, p * q))
+            else:
+                found[thought, waits] += p * q
+    return dict(found)
 
 
 def test_an_empty_wait_masks_the_end(tiny_vllm: Engine) -> None:
@@ -96,8 +159,42 @@ def test_mistakes(tiny_vllm: Engine, tmp_path: Path) -> None:
     with pytest.raises(CapabilityError, match="one generate"):
         next(tiny_vllm.generate([request(5)]))
     running.close()  # type: ignore[attr-defined]
+    try:
+        vllm.SamplingParams(temperature=9.0)
+    except Exception:  # newer versions take no more than 2
+        with pytest.raises(CapabilityError, match="cannot sample so: temperature"):
+            next(tiny_vllm.generate([request(3), request(4, sampling=Sampling(9.0))]))
     assert astuple(tiny_vllm.capabilities)
     assert generate(tiny_vllm, [request(5)])[0].budget["exact"]
+
+
+def test_old_versions(tiny_vllm: VLLMEngine, tiny_vllm_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm.LLMEngine, "from_engine_args", lambda arguments: tiny_vllm._engine)
+    monkeypatch.setattr(vllm.EngineArgs, "__init__", lambda self, **arguments: None)
+    drafts = {"speculative_config": {"method": "ngram"}}
+    for version, masks in (("0.14.1", False), ("0.21.0", False), ("0.22.1+cpu", True), ("1.0.0", True), ("dev", True)):
+        monkeypatch.setattr(vllm, "__version__", version)
+        engine = VLLMEngine(str(tiny_vllm_model), engine_args=drafts)
+        assert engine.capabilities.masks_tokens is masks
+        assert VLLMEngine(str(tiny_vllm_model)).capabilities.masks_tokens
+        if not masks:
+            with pytest.raises(CapabilityError, match="cannot mask tokens"):
+                next(engine.generate([request(1, wait_strings="")]))
+    monkeypatch.setattr(vllm, "__version__", "0.9.2")
+    with pytest.raises(ModelError, match=r"needs vLLM [0-9.]+ or later, this is 0\.9\.2"):
+        VLLMEngine(str(tiny_vllm_model))
+
+
+def test_continuations_never_stand_behind_new_requests(tiny_vllm: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner, step, seen = tiny_vllm._engine, tiny_vllm._engine.step, []
+
+    def counted() -> Any:
+        seen.append(inner.get_num_unfinished_requests())
+        return step()
+
+    monkeypatch.setattr(inner, "step", counted)
+    generate(tiny_vllm, [request(i) for i in range(64)])
+    assert max(seen) == 16 and seen.count(16) > len(seen) / 2  # as many as the batch takes, and no more
 
 
 # Last: a second vLLM in one process takes the first one's distributed state with it when it closes.
@@ -127,3 +224,25 @@ def test_preemption_chunked_prefill_and_no_prefix_cache_change_nothing(
     assert tokens(generate(tight, requests)) == tokens(generate(reference, requests))
     assert not tight.capabilities.keeps_cache and tight.capabilities.notes
     tight.close()
+
+
+@pytest.mark.skipif(vllm.__version__.startswith("0.30."), reason="its rejection sampler fails on a CPU")
+def test_speculative_decoding_changes_nothing(tiny_vllm_model: Path, reference: Engine) -> None:
+    """Drafts by n-grams: several tokens at a time, also over the maximum and behind an end."""
+    drafts = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    try:
+        engine = VLLMEngine(str(tiny_vllm_model), parallel=16, engine_args={**EAGER, "speculative_config": drafts})
+    except ModelError as error:
+        pytest.skip(str(error))  # 0.14 has none on a CPU
+    requests = [request(i, form) for form in ("qwen3", "s1", "cot") for i in range(48)]
+    requests += [request(i, wait_strings="") for i in range(1, 40, 3)]  # masks, and none is refused
+    requests += [request(i, "s1", mode="s1") for i in range(12)]
+    most, done = 0, {}
+    for event in engine.generate(requests):
+        if isinstance(event, DoneEvent):
+            done[event.index] = event.completion
+        elif isinstance(event, TokensEvent) and not event.forced:
+            most = max(most, len(event.token_ids))
+    assert tokens([done[i] for i in range(len(requests))]) == tokens(generate(reference, requests))
+    assert most > 1, "no draft was ever taken"
+    engine.close()

@@ -38,7 +38,8 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from .errors import BudgetError
@@ -47,7 +48,19 @@ from .thinking_budget import ThinkingBudget
 from .token_sequences import LoopDetector, MarkerMatcher
 from .types import BudgetReport, EndedBy, FinishReason, Region
 
-__all__ = ["Action", "BudgetForcer", "BudgetReport", "EndedBy", "ForcedTexts", "Ids", "Markers", "Region", "State"]
+__all__ = [
+    "Action",
+    "BudgetForcer",
+    "BudgetReport",
+    "EndedBy",
+    "Ending",
+    "ForcedTexts",
+    "Ids",
+    "Markers",
+    "Region",
+    "Snapshot",
+    "State",
+]
 
 UNLIMITED = sys.maxsize
 
@@ -69,6 +82,35 @@ class Action(Enum):
     HOLD = "go on sampling, show nothing yet"
     FORCE = "cut the context to context_length, append the forced ids, go on"
     STOP = "the turn is over"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How thinking may not end here."""
+
+    ids: frozenset[int]
+    """None of these may be sampled next: they would end thinking, or the turn."""
+    text: Ids
+    """What is forced in place of one. Its first id takes their probability."""
+    tokens: int
+    """Before so many further tokens of thought have been taken, this stays true and nothing falls due,
+    unless one of them is watched (`BudgetForcer.watched_ids`) or changes whether the line is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the rules look at besides the budget and the texts; for a copy of the machine elsewhere."""
+
+    cap: int
+    """Thinking is cut at this count."""
+    max_tokens: int
+    closing_length: int
+    """Most tokens that a cut may write."""
+    soft_limit_due: bool
+    last_id: int
+    """The latest id, of the prompt if there is no output yet; -1 if that is not known."""
+    marker_node: int
+    """Where the stream stands in the automaton of the markers that are watched for now."""
 
 
 class BudgetForcer:
@@ -99,7 +141,7 @@ class BudgetForcer:
         self.waits_taken = 0
         self.ended_by: EndedBy | None = None
         self.finish_reason: FinishReason | None = None
-        self._markers = markers
+        self.markers = markers
         self._texts = texts
         self._max_tokens = UNLIMITED if max_tokens is None else max_tokens
         self._max_answer = UNLIMITED if max_answer_tokens is None else max_answer_tokens
@@ -112,6 +154,7 @@ class BudgetForcer:
         self._looping = False
         self._client_end = False
         self._banned = False
+        self._end_stands = False
         self._fast = False
         self._ends = MarkerMatcher(markers.ends)
         self._thinking_watch = self._ends.first_ids | markers.eos
@@ -144,17 +187,31 @@ class BudgetForcer:
             return Action.ACCEPT if self.state is State.THINKING else Action.FORCE
         return self._feed(token)
 
-    def feed_segment(self, tokens: Iterable[int]) -> tuple[int, Action]:
+    def feed_segment(self, tokens: Sequence[int]) -> tuple[int, Action]:
         """Take the ids of a finished segment. Returns how many counted, and the last action:
         ids behind a FORCE or STOP were sampled in a context that no longer exists, and are void."""
         action = Action.ACCEPT
-        consumed = 0
-        for token in tokens:
+        consumed = self._feed_plain(tokens)
+        for token in tokens[consumed:]:
             action = self.feed(token)
             consumed += 1
             if action is Action.FORCE or action is Action.STOP:
                 break
         return consumed, action
+
+    def _feed_plain(self, tokens: Sequence[int]) -> int:
+        """Take the first of `tokens` all at once, as many as nothing can happen at. Returns how many."""
+        if not self._fast or self._loop is not None:
+            return 0
+        count = max(0, min(len(tokens), self._limit - 1 - self.used))
+        plain = tokens[:count]
+        if not self._thinking_watch.isdisjoint(plain):
+            count = next(i for i, token in enumerate(plain) if token in self._thinking_watch)
+        self.token_ids += tokens[:count]
+        self.forced += bytes(count)
+        self.regions += bytes(count)
+        self.used += count
+        return count
 
     def next_forced(self) -> int | None:
         """The next id that must stand in the context, now part of the output. None: sample."""
@@ -180,7 +237,7 @@ class BudgetForcer:
         until the next thinking token stands. Else empty."""
         if not self._banned or self.state is not State.THINKING:
             return frozenset()
-        return frozenset(self._ends.completing_ids() | self._markers.eos)
+        return self.banned_at_end()
 
     def lookahead(self) -> int:
         """How many ids (at least 1) may be sampled before a count can ask for something else."""
@@ -200,6 +257,72 @@ class BudgetForcer:
         if self._block_open:
             self._client_end = True
             self._limit = 0
+
+    # What an engine calls that cannot take a sampled id back: a logits processor.
+
+    def ending(self) -> Ending:
+        """What must not be sampled next, and what stands in its place. Only while THINKING."""
+        assert self.state is State.THINKING
+        used = self.used + len(self.pending)
+        last = self.pending[-1] if self.pending else self._last_id()
+        wait = self._next_wait(used, last)
+        self._end_stands = wait is None  # also if, without what is held back, there were room for a wait
+        minimum = self.budget.min_thinking_tokens
+        calm = 1 if self.pending or self._loop is not None or self.used >= self._grace_start else self.lookahead()
+        if used < minimum:
+            calm = min(calm, minimum - used)
+        if wait is None:
+            close = self.markers.natural_close
+            if close is None:
+                close = self._line((), used, last) + self.markers.close
+            return Ending(self.markers.eos, close, calm if used else 1)  # nothing thought: another line
+        room = self._cap - len(wait) - used  # below: another wait, or none
+        return Ending(self.banned_at_end(), wait, max(1, min(calm, room)))
+
+    @property
+    def line_is_open(self) -> bool:
+        """Whether the latest id, held back or not, leaves its line incomplete."""
+        return (self.pending[-1] if self.pending else self._last_id()) not in self.markers.line_ends
+
+    @property
+    def watched_ids(self) -> frozenset[int]:
+        """Ids that may begin, or be, a marker where the turn stands now."""
+        return self._thinking_watch if self.state is State.THINKING else self._outside.first_ids | self.markers.eos
+
+    def banned_at_end(self) -> frozenset[int]:
+        """Ids that would end thinking if they were sampled next."""
+        return frozenset(self._ends.completing_ids() | self.markers.eos)
+
+    def take_end(self) -> Action:
+        """The model has sampled one of `ending().ids`, which could not be let through. Queues
+        `ending().text`. What was held back stands: it has been given out."""
+        held = self._flush()
+        return held if held is Action.FORCE or held is Action.STOP else self._on_end(())
+
+    def snapshot(self) -> Snapshot:
+        """The machine as it stands between two samples."""
+        last = self.pending[-1] if self.pending else self._last_id()
+        return Snapshot(
+            cap=self._cap,
+            max_tokens=self._max_tokens,
+            closing_length=self._closing_length(),
+            soft_limit_due=self._soft_limit is not None,
+            last_id=-1 if last is None else last,
+            marker_node=self._matcher.node,
+        )
+
+    def settle(self) -> Action:
+        """Output what is held back if a count falls due at it. Elsewhere it may turn out to be a
+        marker, and ids sampled behind it would be void; here they could not be taken back."""
+        if not self.pending or self.state is not State.THINKING:
+            return Action.ACCEPT
+        used = self.used + len(self.pending)
+        soft = UNLIMITED if self._soft_limit is None else self._soft_limit
+        room = self.used + self._max_tokens - len(self.token_ids)
+        boundary = used >= self._grace_start and self.pending[-1] in self._boundary
+        return self._flush() if boundary or used >= min(self._cap, soft, room) else Action.HOLD
+
+    # What ends a turn from outside, and what is left of it.
 
     def finish(self, reason: FinishReason) -> None:
         """End the turn from outside: the client has left, or the context is full."""
@@ -243,14 +366,14 @@ class BudgetForcer:
     def _feed(self, token: int) -> Action:
         assert not self._queue, "forced ids must be taken before the next sample"
         assert not self.done, "the turn is over"
-        if token in self._markers.eos:
+        if token in self.markers.eos:
             return self._on_eos(token)
         self.pending.append(token)
         match = self._matcher.step(token)
         if match is None:
             return self._release(len(self.pending) - self._matcher.depth)
         thinking = self.state is State.THINKING
-        marker = (self._markers.ends if thinking else self._outside_sequences)[match]
+        marker = (self.markers.ends if thinking else self._outside_sequences)[match]
         action = self._release(len(self.pending) - len(marker))
         if action is Action.FORCE or action is Action.STOP:
             return action
@@ -260,9 +383,9 @@ class BudgetForcer:
         self._put_sampled(marker, Region.MARKER)
         if self.done:
             return Action.STOP
-        if marker == self._markers.start:
+        if marker == self.markers.start:
             return self._open()
-        self._enter(State.ANSWERING if marker == self._markers.answer_start else State.HEADER)
+        self._enter(State.ANSWERING if marker == self.markers.answer_start else State.HEADER)
         return Action.ACCEPT
 
     def _release(self, count: int) -> Action:
@@ -299,33 +422,34 @@ class BudgetForcer:
     def _on_end(self, marker: Ids, stands: bool = True) -> Action:
         """The model ends its thinking, by `marker` or, if that is empty, by ending the turn.
         Unless `stands`, what came before the marker is dropped, so the marker is written anew."""
-        wait = self._next_wait()
+        wait = None if marker and self._end_stands else self._next_wait(self.used, self._last_id())
         self._banned = wait == ()
         if wait is not None:
             self.waits_taken += 1
             return self._force([(wait, Region.THINKING)], State.THINKING)
         self.ended_by = "natural" if marker else "eos"
-        markers = self._markers
+        markers = self.markers
         close = markers.natural_close
         if close is None:
-            close = marker or self._line() + markers.close
+            close = marker or self._line((), self.used, self._last_id()) + markers.close
         after = State.HEADER if markers.answer_start and close == marker else State.ANSWERING
         if stands and marker and close[: len(marker)] == marker:
             self._put_sampled(marker, Region.MARKER)
             close = close[len(marker) :]
         return self._force([(close, Region.MARKER)], after)
 
-    def _next_wait(self) -> Ids | None:
-        """The wait to append at an end that is to be refused; None: the end stands."""
+    def _next_wait(self, used: int, last: int | None) -> Ids | None:
+        """The wait to append at an end behind `used` tokens of thought that is to be refused; None:
+        the end stands."""
         if self._client_end:
             return None
-        short = self.used < self.budget.min_thinking_tokens
+        short = used < self.budget.min_thinking_tokens
         if not short and self.waits_taken >= self.budget.waits:
             return None
         wait = self._texts.waits[self.waits_taken % len(self._texts.waits)]
-        if wait and self._markers.waits_on_new_line and self._last_id() not in self._markers.line_ends:
-            wait = self._markers.newline + wait
-        room = self._cap - self.used
+        if wait and self.markers.waits_on_new_line and last not in self.markers.line_ends:
+            wait = self.markers.newline + wait
+        room = self._cap - used
         if len(wait) < room:
             return wait
         return wait[:room] if short else None
@@ -355,11 +479,11 @@ class BudgetForcer:
 
     def _cut(self, reason: EndedBy) -> Action:
         self.ended_by = reason
-        markers, texts = self._markers, self._texts
+        markers, texts = self.markers, self._texts
         message, maximum = texts.end_message, self.budget.thinking_token_budget
         if maximum is not None and self.used + len(message) > maximum:  # no thinking, or a spent budget re-opened
             message = ()
-        line = self._line(message)
+        line = self._line(message, self.used, self._last_id())
         return self._force(
             [
                 (message, Region.THINKING),
@@ -444,12 +568,13 @@ class BudgetForcer:
 
     # Small helpers.
 
-    def _line(self, message: Ids = ()) -> Ids:
+    def _line(self, message: Ids, used: int, last: int | None) -> Ids:
         """What completes the line (behind `message`, if one is forced) before a forced marker."""
-        markers = self._markers
-        if not self.used and not message and markers.empty:
+        markers = self.markers
+        if not used and not message and markers.empty:
             return markers.empty
-        last = message[-1] if message else self._last_id()
+        if message:
+            last = message[-1]
         return () if last in markers.line_ends else markers.newline
 
     @property
@@ -466,8 +591,8 @@ class BudgetForcer:
 
     def _closing_length(self) -> int:
         """Most tokens that a cut may write."""
-        line = max(len(self._markers.newline), len(self._markers.empty))
-        return line + len(self._texts.end_message) + len(self._markers.close) + len(self._texts.answer_prefix)
+        line = max(len(self.markers.newline), len(self.markers.empty))
+        return line + len(self._texts.end_message) + len(self.markers.close) + len(self._texts.answer_prefix)
 
     def _check_room(self) -> None:
         budget, texts = self.budget, self._texts

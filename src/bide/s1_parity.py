@@ -51,6 +51,9 @@ class S1Forcer(BudgetForcer):
             return self._cut("client" if self._client_end else "budget")
         return Action.ACCEPT
 
+    def _feed_plain(self, tokens: Any) -> int:
+        return 0  # rounds are counted one by one
+
     def lookahead(self) -> int:
         if self.state is not State.THINKING:
             return super().lookahead()
@@ -79,9 +82,9 @@ class S1Forcer(BudgetForcer):
             return self._force([(wait, Region.THINKING)], State.THINKING)
         beyond = bool(self.pending)
         self.pending.clear()
-        return self._on_end(() if token in self._markers.eos else (token,), stands=not beyond)
+        return self._on_end(() if token in self.markers.eos else (token,), stands=not beyond)
 
-    def _next_wait(self) -> Ids | None:
+    def _next_wait(self, used: int, last: int | None) -> Ids | None:
         return None
 
     def _after_thought(self, last: int) -> None:

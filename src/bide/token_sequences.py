@@ -66,8 +66,25 @@ class MarkerMatcher:
 
     def completing_ids(self) -> set[int]:
         """The ids that would complete a sequence if they came next."""
+        return self.completing_at(self._node)
+
+    def nodes(self) -> list[tuple[dict[int, int], int, int | None]]:
+        """The automaton as a table. For each node: where each id leads (any other: to node 0), the
+        node's depth, and the sequence that is complete there."""
+        ids = {token for children in self._children for token in children}
+        return [
+            ({t: to for t in ids if (to := self._next(node, t))}, self._depths[node], self._matches[node])
+            for node in range(len(self._children))
+        ]
+
+    @property
+    def node(self) -> int:
+        """Where the stream stands in `nodes`."""
+        return self._node
+
+    def completing_at(self, node: int) -> set[int]:
+        """The ids that would complete a sequence if they came next at `node`."""
         found: set[int] = set()
-        node = self._node
         while True:
             found |= {t for t, child in self._children[node].items() if self._matches[child] is not None}
             if node == 0:

@@ -12,6 +12,7 @@ from .base import Engine
 ENGINES: dict[str, str] = {
     "llamacpp": "bide.engines.llamacpp:LlamaCppEngine",
     "transformers": "bide.engines.transformers:TransformersEngine",
+    "transformers-cb": "bide.engines.transformers_batching:TransformersBatchingEngine",
     "vllm": "bide.engines.vllm:VLLMEngine",
     "openai": "bide.engines.openai:OpenAIEngine",
     "mock": "bide.engines.mock:MockEngine",

@@ -33,7 +33,7 @@ def build_prompt(messages: Sequence[Message], format: ReasoningFormat, tokenizer
 @functools.lru_cache(maxsize=64)  # a batch has thousands of requests of one kind
 def compile_markers(format: ReasoningFormat, tokenizer: Tokenizer) -> Markers:
     """`format` as ids of `tokenizer`. Raises `ModelError` if a marker does not survive it."""
-    ids = _Encoder(tokenizer)
+    ids = functools.partial(_ids_of, tokenizer)
     ends = tuple(dict.fromkeys(ids(end) for end in format.ends))
     return Markers(
         ends=ends,
@@ -53,7 +53,7 @@ def compile_markers(format: ReasoningFormat, tokenizer: Tokenizer) -> Markers:
 @functools.lru_cache(maxsize=64)
 def compile_texts(budget: ThinkingBudget, format: ReasoningFormat, tokenizer: Tokenizer) -> ForcedTexts:
     """The texts of `budget` as ids of `tokenizer`."""
-    ids = _Encoder(tokenizer)
+    ids = functools.partial(_ids_of, tokenizer)
     prefix = budget.answer_prefix
     if prefix is None:
         prefix = "" if budget.thinking_token_budget == 0 else format.answer_prefix
@@ -89,22 +89,18 @@ class _TokensEnding:
         return self._known[token]
 
 
-class _Encoder:
+@functools.lru_cache(maxsize=4096)  # budgets differ from request to request, their texts seldom do
+def _ids_of(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Ids of a text that stands in the middle of a turn."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, text: str) -> tuple[int, ...]:
-        if not text:
-            return ()
-        encode, decode = self._tokenizer.encode, self._tokenizer.decode
-        ids = encode(text)
-        if decode(ids) != text:  # SentencePiece begins a text with a space of its own
-            anchor = encode("\n")
-            joint = encode("\n" + text)
-            if joint[: len(anchor)] == anchor:
-                ids = joint[len(anchor) :]
-            if decode(joint) != "\n" + text and decode(ids) != text:
-                raise ModelError(f"the model's tokenizer does not keep the text {text!r}: it reads {decode(ids)!r}")
-        return tuple(ids)
+    if not text:
+        return ()
+    encode, decode = tokenizer.encode, tokenizer.decode
+    ids = encode(text)
+    if decode(ids) != text:  # SentencePiece begins a text with a space of its own
+        anchor = encode("\n")
+        joint = encode("\n" + text)
+        if joint[: len(anchor)] == anchor:
+            ids = joint[len(anchor) :]
+        if decode(joint) != "\n" + text and decode(ids) != text:
+            raise ModelError(f"the model's tokenizer does not keep the text {text!r}: it reads {decode(ids)!r}")
+    return tuple(ids)

@@ -275,10 +275,11 @@ class Detokenizer:
         self._decode = decode
         self._window: list[int] = []
         self._done = 0  # ids of the window that have been given out
+        self._before: str | None = ""  # their text, None: not decoded yet
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that has become certain with `ids`."""
-        before = self._decode(self._window[: self._done])
+        before = self._given_out()
         self._window += ids
         total = len(self._window)
         for end in range(total, max(self._done, total - _LONGEST_CHARACTER), -1):
@@ -289,18 +290,27 @@ class Detokenizer:
             if total - self._done < _LONGEST_CHARACTER:
                 return ""
             end, after = total, self._decode(self._window)
-        start = max(0, end - _WINDOW)
-        self._window, self._done = self._window[start:], end - start
+        self._done, self._before = end, after
+        if end > _LONGEST_WINDOW:
+            self._window, self._done, self._before = self._window[end - _WINDOW :], _WINDOW, None
         return after[len(before) :]
 
     def rest(self) -> str:
         """What is left at the end, incomplete characters as U+FFFD."""
-        before = self._decode(self._window[: self._done])
-        after = self._decode(self._window)
-        self._done = len(self._window)
-        return after[len(before) :]
+        if self._done == len(self._window):
+            return ""
+        before = self._given_out()
+        self._done, self._before = len(self._window), self._decode(self._window)
+        return self._before[len(before) :]
+
+    def _given_out(self) -> str:
+        if self._before is None:
+            self._before = self._decode(self._window[: self._done])
+        return self._before
 
 
 _WINDOW = 6
+_LONGEST_WINDOW = 12
+"""Ids after which the window is cut to `_WINDOW`: cut at every id, each would be decoded twice."""
 _LONGEST_CHARACTER = 8
 """Ids after which an incomplete character is given out as U+FFFD."""
