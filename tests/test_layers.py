@@ -26,7 +26,7 @@ ROWS: list[set[str]] = [
 ]
 HEAVY = {
     "torch", "transformers", "xllamacpp", "huggingface_hub", "httpx", "jinja2", "numpy", "vllm", "duckdb",
-    "matplotlib", "rich", "accelerate", "gguf", "triton",
+    "matplotlib", "rich", "accelerate", "gguf", "triton", "starlette", "uvicorn", "prometheus_client",
 }  # fmt: skip
 SHARED = {"httpx": 2, "torch": 7, "transformers": 4, "vllm": 2}
 """By how many modules: one for each engine, and whatever runs inside somebody else's."""

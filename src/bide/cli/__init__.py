@@ -14,6 +14,7 @@ from ..errors import BideError
 COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("bide.cli.ask:ask", "Ask a question; think exactly as long as told."),
     "formats": ("bide.cli.formats:formats", "List the reasoning formats and their markers."),
+    "serve": ("bide.cli.serve:serve", "Give every client of an OpenAI-like API a thinking budget."),
     "models": ("bide.cli.models:models", "List, fetch and check local models."),
 }
 """Name -> ("module:command", one line of help)."""

@@ -1,0 +1,1 @@
+"""`bide serve`: clients that exist already get a thinking budget."""

@@ -1,0 +1,190 @@
+"""Anthropic's /v1/messages.
+
+Thinking stands in blocks of its own. Their signature is empty: it lets Anthropic check the thinking that
+clients send back, and here thinking of earlier turns is dropped anyway. Tokens of the prompt are not
+counted before the model runs, so a stream's message_start says 0 and its message_delta the whole usage,
+which clients take over (Anthropic's counts there are totals, too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..engines.base import Event
+from ..types import Completion, Message, Role
+from .budget_fields import Ask
+from .claims import FieldError, short
+from .dialect import Call, Host, Json
+from .dialect_parts import Fields, joined_text, make_call, refuse, sampling
+from .dialect_text import STOPS, Kind, TextStream, extras, output_tokens, shown, sse
+
+_ERRORS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
+
+
+class Messages:
+    """The dialect of /v1/messages."""
+
+    media_type = "text/event-stream"
+
+    def parse(self, body: Json, ask: Ask, host: Host) -> Call:
+        """The call in `body`. Raises `FieldError`."""
+        fields = Fields(ask.rest)
+        max_tokens = fields.whole("max_tokens", 1)
+        if max_tokens is None:
+            raise FieldError("max_tokens is missing", hint="the limit of all output tokens", field="max_tokens")
+        messages = [_message(value, f"messages[{index}]") for index, value in enumerate(fields.items("messages"))]
+        system = fields.take("system")
+        if system is not None:
+            messages.insert(0, Message("system", _text(system, "system", "system")))
+        drawn = sampling(fields)
+        stops = fields.stops("stop_sequences")
+        stream = fields.flag("stream") or False
+        # What the client notes for itself, or what asks for a service that this is in any case.
+        fields.without_effect("metadata", "cache_control")
+        fields.only(["service_tier"], ["auto", "standard_only"], "there is one tier")
+        fields.only(["speed"], ["standard"], "there is one speed")
+        fields.only(["tools", "mcp_servers"], [[]], "there are no tools here")
+        fields.only(["tool_choice"], [{"type": "auto"}, {"type": "none"}], "there are no tools here")
+        fields.only(["container", "context_management"], [], "nothing is kept or edited between requests")
+        return make_call(
+            fields,
+            ask,
+            host,
+            messages=messages,
+            drawn=drawn,
+            max_tokens=max_tokens,
+            stream=stream,
+            shape={STOPS: stops},
+        )
+
+    def reply(self, call: Call, done: Sequence[Completion], *, id: str, created: int) -> Json:
+        """The whole message."""
+        (completion,) = done
+        seen = shown(call, completion)
+        content = [_block("thinking", seen.thinking)] if seen.thinking else []
+        content += [_block("answer", seen.answer)] if seen.answer else []
+        message = _open_message(call, id)
+        message |= {"content": content, **_ending(completion, seen.stop), "usage": _usage(completion)}
+        return message | extras(call, completion)
+
+    def writer(self, call: Call, *, id: str, created: int) -> _Writer:
+        """The stream of named events."""
+        return _Writer(call, id)
+
+    def error(self, status: int, message: str, *, field: str | None = None) -> Json:
+        """An error's body. (It has no place for `field`, which the message names.)"""
+        kind = _ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+class _Writer:
+    def __init__(self, call: Call, id: str) -> None:
+        self._call, self._id = call, id
+        self._text = TextStream(call)
+        self._open: Kind | None = None
+        self._index = -1
+
+    def begin(self) -> bytes:
+        return sse("message_start", {"type": "message_start", "message": _open_message(self._call, self._id)})
+
+    def event(self, event: Event) -> bytes:
+        return b"".join(self._piece(kind, text) for kind, text in self._text.push(event))
+
+    def _piece(self, kind: Kind, text: str) -> bytes:
+        sent = b""
+        if kind != self._open:
+            sent = self._close()
+            self._open, self._index = kind, self._index + 1
+            sent += self._send("content_block_start", content_block=_block(kind, ""))
+        thinks = kind == "thinking"
+        delta = {"type": "thinking_delta", "thinking": text} if thinks else {"type": "text_delta", "text": text}
+        return sent + self._send("content_block_delta", delta=delta)
+
+    def _close(self) -> bytes:
+        if self._open is None:
+            return b""
+        sent = b""
+        if self._open == "thinking":
+            sent = self._send("content_block_delta", delta={"type": "signature_delta", "signature": ""})
+        self._open = None
+        return sent + self._send("content_block_stop")
+
+    def _send(self, event: str, **data: Any) -> bytes:
+        return sse(event, {"type": event, "index": self._index, **data})
+
+    def end(self) -> bytes:
+        completion = self._text.completion
+        assert completion is not None
+        delta = {"type": "message_delta", "delta": _ending(completion, self._text.stop), "usage": _usage(completion)}
+        sent = self._close() + sse("message_delta", delta | extras(self._call, completion))
+        return sent + sse("message_stop", {"type": "message_stop"})
+
+    def error(self, status: int, message: str) -> bytes:
+        # Nothing is closed before it: a closed block would look like a whole one.
+        return sse("error", Messages().error(status, message))
+
+
+def _open_message(call: Call, id: str) -> Json:
+    return {
+        "id": f"msg_{id}",
+        "type": "message",
+        "role": "assistant",
+        "model": call.model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "stop_details": None,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+    }
+
+
+def _block(kind: Kind, text: str) -> Json:
+    if kind == "thinking":
+        return {"type": "thinking", "thinking": text, "signature": ""}
+    return {"type": "text", "text": text}
+
+
+def _ending(completion: Completion, stop: str | None) -> Json:
+    if stop is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop, "stop_details": None}
+    limited = completion.finish_reason == "length"
+    return {"stop_reason": "max_tokens" if limited else "end_turn", "stop_sequence": None, "stop_details": None}
+
+
+def _usage(completion: Completion) -> Json:
+    return {
+        "input_tokens": completion.timing.prompt_tokens,
+        "output_tokens": output_tokens(completion),
+        "output_tokens_details": {"thinking_tokens": completion.budget["used"]},
+    }
+
+
+def _message(value: object, path: str) -> Message:
+    fields = Fields(value, path)
+    role = fields.text("role")
+    if role not in _ROLES:
+        raise refuse(f"{path}.role", f"unknown role {short(role)}", "user, assistant or system")
+    content = fields.take("content")
+    if content is None:
+        raise refuse(f"{path}.content", "is missing", "a string or a list of content blocks")
+    text = _text(content, f"{path}.content", role)
+    fields.close()
+    return Message(_ROLES[role], text)
+
+
+def _text(content: object, path: str, role: str) -> str:
+    # Models answer without the thinking of earlier turns.
+    drops = ("thinking", "redacted_thinking") if role == "assistant" else ()
+    return joined_text(content, path, role, takes=["text"], drops=drops, passes=["cache_control", "citations"])

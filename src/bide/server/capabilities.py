@@ -1,0 +1,75 @@
+"""What this server does and does not do, for `GET /v1/capabilities` and the line at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..engines.base import Engine
+from ..thinking_budget import ThinkingBudget
+from ..types import Sampling
+from .dialect import Host
+from .effort import EffortTable
+from .runner import Runner
+
+
+def how_enforced(engine: Engine) -> str:
+    """In one sentence, how thinking is cut and continued on `engine`."""
+    able = engine.capabilities
+    unit = "each token" if able.per_token_control else "each segment of a few tokens"
+    counts = "token ids, exact" if able.token_ids else "text only: the maximum holds, forced text is counted by bytes"
+    cache = "keeps its cache" if able.keeps_cache else "evaluates its prompt again, as far as the cache has lost it"
+    return f"in the decode loop after {unit} ({counts}); what goes on after forced text {cache}"
+
+
+def how_run(runner: Runner) -> str:
+    """In one sentence, what becomes of requests that come together."""
+    if runner.batched:
+        return (
+            f"batches of up to {runner.max_running}: requests that come while a batch runs wait until all of it is done"
+        )
+    return f"up to {runner.max_running} at a time, each on its own"
+
+
+def capabilities(
+    runner: Runner,
+    host: Host,
+    *,
+    efforts: EffortTable,
+    default: ThinkingBudget,
+    endpoints: Sequence[str],
+    max_body: int,
+) -> dict[str, Any]:
+    """The whole answer, as JSON has it."""
+    engine = runner.engine
+    able = asdict(engine.capabilities)
+    notes = able.pop("notes")
+    return {
+        "engine": engine.name,
+        "model": host.model,
+        "aliases": sorted(host.aliases),
+        "format": host.format,
+        "budgets": {
+            "enforced": how_enforced(engine),
+            "scope": "turn",
+            "change_while_running": ["end_thinking"],
+            "cannot_be_forced": list(notes),
+            "default": asdict(default),
+            "efforts": efforts.to_dict(),
+        },
+        "engine_capabilities": able,
+        "sampling": {
+            "default": asdict(Sampling()),
+            "seed": "chat completions draw one where temperature is above 0 and none is given, and tell which",
+        },
+        "scheduling": {
+            "mode": "batches" if runner.batched else "independent",
+            "means": how_run(runner),
+            "max_running": runner.max_running,
+            "max_waiting": runner.max_waiting,
+        },
+        "limits": {"max_body_bytes": max_body, "window_tokens": host.window, "max_tokens": host.max_tokens},
+        "endpoints": list(endpoints),
+        "refused": ["tools", "response_format", "logprobs", "logit_bias", "penalties", "images", "raw completions"],
+    }

@@ -1,0 +1,222 @@
+"""Ollama's /api/chat, /api/generate and /api/tags.
+
+Times: bide measures a turn as a whole, so total_duration and eval_duration are both all of it, and
+prompt_eval_duration and load_duration are left out, as Ollama leaves out what is 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..engines.base import Event
+from ..types import Completion, Message, Role
+from .budget_fields import Ask
+from .claims import FieldError, short
+from .dialect import Call, Host, Json
+from .dialect_parts import Fields, make_call, refuse, sampling
+from .dialect_text import STOPS, TextStream, extras, json_line, output_tokens, shown
+
+_LATEST = ":latest"
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system"}
+_LOADING = ("num_batch", "num_gpu", "main_gpu", "num_thread", "low_vram", "f16_kv", "use_mmap", "use_mlock", "numa")
+"""Options of how Ollama loads a model, which change no answer."""
+_NEUTRAL: dict[str, list[object]] = {
+    "min_p": [0],
+    "typical_p": [1],
+    "tfs_z": [1],
+    "repeat_penalty": [1],
+    "presence_penalty": [0],
+    "frequency_penalty": [0],
+    "mirostat": [0],
+    "logits_all": [False],
+    "vocab_only": [False],
+    "embedding_only": [False],
+}
+"""Options that bide does not have -> the values that mean "off"."""
+
+
+class _Dialect:
+    """What /api/chat and /api/generate have in common."""
+
+    media_type = "application/x-ndjson"
+
+    def parse(self, body: Json, ask: Ask, host: Host) -> Call:
+        """The call in `body`. Raises `FieldError`."""
+        fields = Fields(ask.rest)
+        messages = self._messages(fields)
+        options = fields.within("options")
+        drawn = sampling(options)
+        stops = options.stops("stop")
+        max_tokens = _num_predict(options)
+        warnings = _num_ctx(options, host)
+        warnings += [f"{path} has no effect: the model is loaded" for path in options.without_effect(*_LOADING)]
+        for name, off in _NEUTRAL.items():
+            options.only([name], off, "this server has temperature, top_p and top_k")
+        # They only shape penalties and mirostat, which are off.
+        options.without_effect("repeat_last_n", "penalize_newline", "mirostat_tau", "mirostat_eta")
+        options.only(["num_keep"], [0], "a prompt that does not fit is refused, never cut")
+        options.close()
+        stream = fields.flag("stream")
+        fields.without_effect("keep_alive")  # the model stays loaded as long as the server runs
+        fields.only(["format"], [""], "answers cannot be bound to a format")
+        fields.only(["logprobs"], [False], "answers have no log probabilities")
+        fields.only(["top_logprobs"], [0], "answers have no log probabilities")
+        fields.only(["truncate", "shift"], [False], "a prompt that does not fit is refused, never cut")
+        return make_call(
+            fields,
+            ask,
+            host,
+            messages=messages,
+            drawn=drawn,
+            max_tokens=max_tokens,
+            stream=stream is not False,
+            shape={STOPS: stops},
+            warnings=warnings,
+            model_suffix=_LATEST,
+        )
+
+    def reply(self, call: Call, done: Sequence[Completion], *, id: str, created: int) -> Json:
+        """The whole answer."""
+        (completion,) = done
+        seen = shown(call, completion)
+        body = {"model": call.model, "created_at": _date(created), **self.text(seen.thinking, seen.answer)}
+        return body | _ending(call, completion)
+
+    def writer(self, call: Call, *, id: str, created: int) -> _Writer:
+        """The stream of JSON lines."""
+        return _Writer(self, call, created)
+
+    def error(self, status: int, message: str, *, field: str | None = None) -> Json:
+        """An error's body. (It has no place for `field`, which the message names.)"""
+        return {"error": message}
+
+    def text(self, thinking: str, answer: str) -> Json:
+        """The part of an answer that holds its text."""
+        raise NotImplementedError
+
+    def _messages(self, fields: Fields) -> list[Message]:
+        raise NotImplementedError
+
+
+class Chat(_Dialect):
+    """The dialect of /api/chat."""
+
+    def text(self, thinking: str, answer: str) -> Json:
+        """A message, or a part of one."""
+        message = {"role": "assistant", "content": answer}
+        return {"message": message | {"thinking": thinking} if thinking else message}
+
+    def _messages(self, fields: Fields) -> list[Message]:
+        fields.only(["tools"], [[]], "there are no tools here")
+        return [_message(value, f"messages[{index}]") for index, value in enumerate(fields.items("messages"))]
+
+
+class Generate(_Dialect):
+    """The dialect of /api/generate."""
+
+    def text(self, thinking: str, answer: str) -> Json:
+        """A response, or a part of one."""
+        return {"response": answer, "thinking": thinking} if thinking else {"response": answer}
+
+    def _messages(self, fields: Fields) -> list[Message]:
+        fields.only(["raw"], [False], "prompts go through the model's chat template")
+        fields.only(["template", "suffix"], [""], "prompts go through the model's chat template")
+        fields.only(["context"], [[]], "conversations go to /api/chat, as messages")
+        fields.only(["images"], [[]], "this server takes text only")
+        fields.only(["width", "height", "steps"], [0], "this server makes text only")
+        system, prompt = fields.text("system"), fields.text("prompt")
+        return [*([Message("system", system)] if system else []), Message("user", prompt or "")]
+
+
+def tags(host: Host, *, created: int) -> Json:
+    """The answer of /api/tags: the served model. `created`: when the server started, Unix seconds."""
+    nothing = {"parent_model": "", "format": "", "family": "", "parameter_size": "", "quantization_level": ""}
+    name = host.model
+    model = {"name": name, "model": name, "modified_at": _date(created), "size": 0, "digest": "", "details": nothing}
+    return {"models": [model]}
+
+
+class _Writer:
+    def __init__(self, dialect: _Dialect, call: Call, created: int) -> None:
+        self._dialect, self._call = dialect, call
+        self._head = {"model": call.model, "created_at": _date(created)}
+        self._text = TextStream(call)
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, event: Event) -> bytes:
+        lines = []
+        for kind, text in self._text.push(event):
+            part = self._dialect.text(text, "") if kind == "thinking" else self._dialect.text("", text)
+            lines.append(_line(self._head | part | {"done": False}))
+        return b"".join(lines)
+
+    def end(self) -> bytes:
+        assert self._text.completion is not None
+        return _line(self._head | self._dialect.text("", "") | _ending(self._call, self._text.completion))
+
+    def error(self, status: int, message: str) -> bytes:
+        return _line({"error": message})
+
+
+def _line(value: Json) -> bytes:
+    return f"{json_line(value)}\n".encode()
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _ending(call: Call, completion: Completion) -> Json:
+    nanoseconds = round(completion.timing.seconds * 1e9)
+    return {
+        "done": True,
+        "done_reason": "length" if completion.finish_reason == "length" and _uncut(call, completion) else "stop",
+        "total_duration": nanoseconds,
+        "prompt_eval_count": completion.timing.prompt_tokens,
+        "eval_count": output_tokens(completion),
+        "eval_duration": nanoseconds,
+        **extras(call, completion),
+    }
+
+
+def _uncut(call: Call, completion: Completion) -> bool:
+    return shown(call, completion).stop is None
+
+
+def _num_predict(options: Fields) -> int | None:
+    value: Any = options.take("num_predict")
+    if value in (-1, -2) and type(value) is int:
+        return None  # as many as fit
+    if value is not None and (type(value) is not int or value < 1):
+        path = options.path("num_predict")
+        raise FieldError(f"{path} must be 1 or more, or -1 for no limit, not {short(value)}", field=path)
+    return value
+
+
+def _num_ctx(options: Fields, host: Host) -> list[str]:
+    """The window is that of the loaded model: one that is large enough is what was asked for."""
+    size, path = options.whole("num_ctx", 1), options.path("num_ctx")
+    if size is not None and host.window is not None and size > host.window:
+        raise FieldError(
+            f"{path}={size} is not possible: the context window of this server is {host.window} tokens",
+            hint="leave it out, or start the server with a larger one",
+            field=path,
+        )
+    return [] if size is None else [f"{path} has no effect: the context window is set when the server starts"]
+
+
+def _message(value: object, path: str) -> Message:
+    fields = Fields(value, path)
+    role, content = fields.text("role"), fields.text("content")
+    if role not in _ROLES:
+        raise refuse(f"{path}.role", f"{short(role)} is not possible", "user, assistant or system; there are no tools")
+    fields.only(["images"], [[]], "this server takes text only")
+    fields.only(["tool_calls"], [[]], "there are no tools here")
+    fields.only(["tool_name", "tool_call_id"], [""], "there are no tools here")
+    fields.without_effect("thinking")  # models answer without the thinking of earlier turns
+    fields.close()
+    return Message(_ROLES[role], content or "")

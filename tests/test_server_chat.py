@@ -1,0 +1,289 @@
+"""`/v1/chat/completions` over real HTTP, on the mock engine: budgets, streams, settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from bide.engines.mock import MockEngine
+from bide.sampling import ask
+from bide.thinking_budget import ThinkingBudget
+from bide.types import Sampling
+from server_tools import CUT, NO_END, WAITED, Running, SlowEngine, chunks, joined, serving, wait_for
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def cut() -> Iterator[Running]:
+    with serving(MockEngine(CUT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def waited() -> Iterator[Running]:
+    with serving(MockEngine(WAITED)) as running:
+        yield running
+
+
+def test_a_budget_cuts(cut: Running) -> None:
+    reply = cut.chat(thinking_token_budget=12).json()
+    (choice,) = reply["choices"]
+    assert choice["message"]["reasoning"] == choice["message"]["reasoning_content"] == CUT[0][:12]
+    assert choice["message"]["content"] == "Final Answer: 42"
+    assert choice["finish_reason"] == "stop"
+    assert reply["budget"] == choice["budget"]
+    assert reply["budget"] | {"forced_tokens": 0} == {
+        "max": 12, "min": 0, "used": 12, "sampled": 12, "forced_tokens": 0, "waits": 0, "ended_by": "budget",
+        "exact": True,
+    }  # fmt: skip
+    # 12 of thinking, "\n" and </think>, "\n\nFinal Answer:", " 42" and the end of the turn, each byte a token.
+    assert reply["usage"]["completion_tokens"] == 12 + 2 + 15 + 3 + 1
+    assert reply["usage"]["completion_tokens_details"] == {"reasoning_tokens": 12}
+    assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + 33
+
+
+def test_a_wait_continues(waited: Running) -> None:
+    reply = waited.chat(thinking_token_budget=100, waits=1).json()
+    message = reply["choices"][0]["message"]
+    assert message["reasoning"] == "first thoughtWaitsecond thought"
+    assert message["content"] == "The answer is 7."
+    assert (reply["budget"]["waits"], reply["budget"]["used"], reply["budget"]["sampled"]) == (1, 31, 27)
+
+
+@pytest.mark.parametrize("body", [{"thinking_token_budget": 12}, {"waits": 1, "thinking_token_budget": 40}, {}])
+@pytest.mark.parametrize("server", ["cut", "waited"])
+def test_streamed_and_whole_are_the_same(server: str, body: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    running: Running = request.getfixturevalue(server)
+    whole = running.chat(**body).json()
+    found = list(chunks(running.chat(**body, stream=True, stream_options={"include_usage": True})))
+    message = whole["choices"][0]["message"]
+    assert joined(found, "reasoning") == joined(found, "reasoning_content") == message["reasoning"]
+    assert joined(found, "content") == message["content"]
+    assert found[-1]["usage"] == whole["usage"]
+    assert found[-2]["budget"] == whole["budget"]
+    assert found[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+
+
+def test_random_text_streams_as_it_is_whole() -> None:
+    with serving(MockEngine("random", chunk=3)) as running:
+        for seed in range(12):  # two-byte characters, cut in two by budgets; ends of turn anywhere
+            body = {"thinking_token_budget": 3 + seed, "seed": seed, "max_tokens": 60 + seed, "waits": seed % 2}
+            whole = running.chat(**body).json()["choices"][0]
+            found = list(chunks(running.chat(**body, stream=True)))
+            assert joined(found, "reasoning") == whole["message"]["reasoning"]
+            assert joined(found, "content") == whole["message"]["content"]
+
+
+def test_n_choices_have_seeds_of_their_own() -> None:
+    with serving(MockEngine("random")) as running:
+        two = running.chat(n=2, seed=5, thinking_token_budget=8, max_tokens=60).json()
+        one = running.chat(seed=6, thinking_token_budget=8, max_tokens=60).json()
+        found = list(chunks(running.chat(n=2, seed=5, thinking_token_budget=8, max_tokens=60, stream=True)))
+        drawn = [running.chat(temperature=1, max_tokens=9).json()["choices"][0]["seed"] for _ in range(2)]
+    assert [choice["seed"] for choice in two["choices"]] == [5, 6]
+    assert two["choices"][1]["message"] == one["choices"][0]["message"]
+    assert two["usage"]["completion_tokens_details"]["reasoning_tokens"] == sum(
+        choice["budget"]["used"] for choice in two["choices"]
+    )
+    for index in (0, 1):
+        assert joined(found, "content", index) == two["choices"][index]["message"]["content"]
+        assert joined(found, "reasoning", index) == two["choices"][index]["message"]["reasoning"]
+    assert drawn[0] != drawn[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_end_the_answer_and_the_work(stream: bool) -> None:
+    engine = SlowEngine(["a stop in thought</think>\n\none stop two " + "three " * 2000], pause=0.0005)
+    with serving(engine) as running:
+        reply = running.chat(stop=["zzz", "stop"], stream=stream)
+        found = list(chunks(reply)) if stream else []
+        wait_for(lambda: not engine.alive)
+        metrics = running.metrics()
+    if stream:
+        assert joined(found, "content") == "one "
+        assert joined(found, "reasoning") == "a stop in thought"
+        ending = found[-1]["choices"][0]
+    else:
+        ending = reply.json()["choices"][0]
+        assert ending["message"]["content"] == "one "
+        assert ending["message"]["reasoning"] == "a stop in thought"
+    assert ending["finish_reason"] == "stop"
+    assert ending["budget"]["ended_by"] == "natural"
+    assert metrics["bide_output_tokens_total"] < 2000
+
+
+def test_forced_text_is_marked_on_request(waited: Running) -> None:
+    body = {"waits": 1, "stream": True}
+    marked = list(chunks(waited.chat(**body, mark_forced=True)))
+    plain = list(chunks(waited.chat(**body)))
+    deltas = [choice["delta"] for chunk in marked for choice in chunk["choices"]]
+    assert [delta["reasoning"] for delta in deltas if delta.get("bide_forced")] == ["Wait"]
+    assert not any("bide_forced" in choice["delta"] for chunk in plain for choice in chunk["choices"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_can_be_hidden_but_counts(cut: Running, stream: bool) -> None:
+    reply = cut.chat(include_reasoning=False, thinking_token_budget=12, stream=stream)
+    assert "a long" not in reply.text and "reasoning_content" not in reply.text
+    last = list(chunks(reply))[-1] if stream else reply.json()
+    assert last["budget"]["used"] == 12
+
+
+def test_limits_of_length(cut: Running) -> None:
+    reply = cut.chat(max_completion_tokens=5).json()
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert reply["usage"]["completion_tokens"] == 5
+    assert cut.chat(thinking_token_budget=4, max_answer_tokens=17).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_what_the_engine_gets() -> None:
+    engine = SlowEngine(["ok</think>fine"], pause=0)
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "so", "reasoning_content": "SECRET", "reasoning": "SECRET"},
+        {"role": "user", "content": "hi"},
+    ]
+    with serving(engine) as running:
+        body = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3, "user": "u", "metadata": {"a": "b"},
+                "store": False, "parallel_tool_calls": True, "tools": [], "response_format": {"type": "text"},
+                "logprobs": False, "presence_penalty": 0.0, "stop": None}  # fmt: skip
+        assert running.chat(messages=messages, reasoning_effort="low", **body).status_code == 200
+    (request,) = engine.seen
+    assert [(one.role, one.content) for one in request.messages] == [
+        ("system", "be brief"), ("user", "one two"), ("assistant", "so"), ("user", "hi"),
+    ]  # fmt: skip
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (0.5, 0.9, 7)
+    assert request.sampling.seed == 3
+    assert request.budget.thinking_token_budget == 1024
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "says"),
+    [
+        ({"thinking_token_budgets": 5}, "thinking_token_budgets", "thinking_token_budget"),
+        ({"max_tokenz": 5}, "max_tokenz", "max_tokens"),
+        ({"chat_template_kwargs": {"custom": 1}}, "chat_template_kwargs.custom", "custom"),
+        ({"tools": [{"type": "function"}]}, "tools", "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "constrains"),
+        ({"logprobs": True}, "logprobs", "log probabilities"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "masks"),
+        ({"presence_penalty": 0.5}, "presence_penalty", "penalties"),
+        ({"n": 0}, "n", "n must be"),
+        ({"n": 1000}, "n", "n must be"),
+        ({"temperature": -1}, "temperature", "temperature"),
+        ({"temperature": "hot"}, "temperature", "number"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens", "max_tokens is 5"),
+        ({"thinking_token_budget": 5, "max_thinking_tokens": 6}, "max_thinking_tokens", "contradict"),
+        ({"thinking_token_budget": 5, "min_thinking_tokens": 6}, "thinking_token_budget", "above the maximum"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+        ({"separate_reasoning": False}, "separate_reasoning", "fields of its own"),
+        ({"messages": []}, "messages", "at least one"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
+        ({"messages": [*USER, {"role": "assistant", "content": "x"}]}, "messages", "continued"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "text"),
+        ({"thinking_start": "[THINK]"}, "reasoning_format", "markers of magistral"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(cut: Running, body: dict[str, Any], field: str, says: str) -> None:
+    reply = cut.chat(**body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == field and says in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_completions_say_where_to_go(cut: Running) -> None:
+    reply = cut.http.post("/v1/completions", json={"prompt": "hi"})
+    assert reply.status_code == 400
+    assert "/v1/chat/completions" in reply.json()["error"]["message"]
+
+
+def test_warnings_are_told(cut: Running) -> None:
+    reply = cut.chat(thinking_token_budget=12, reasoning_effort="low")
+    assert "gives way" in reply.json()["warnings"][0]
+    named = [{"role": "user", "content": "hi", "name": "Ada"}]
+    assert cut.chat(messages=named).json()["warnings"][0].startswith("messages[0].name has no effect")
+    assert "warnings" not in cut.chat().json()
+
+
+# The package that most clients use.
+
+
+def test_the_openai_package(waited: Running) -> None:
+    client = openai.OpenAI(base_url=f"{waited.url}/v1", api_key="none", max_retries=0)
+    with client:
+        assert [model.id for model in client.models.list()] == ["script"]
+        whole = client.chat.completions.create(model="script", messages=USER, extra_body={"waits": 1})  # type: ignore[arg-type]
+        assert whole.choices[0].message.content == "The answer is 7."
+        assert whole.choices[0].message.reasoning == "first thoughtWaitsecond thought"  # type: ignore[attr-defined]
+        assert whole.usage is not None and whole.usage.completion_tokens_details is not None
+        assert whole.usage.completion_tokens_details.reasoning_tokens == 31
+        assert whole.budget["waits"] == 1  # type: ignore[attr-defined]
+        stream = client.chat.completions.create(
+            model="script", messages=USER, stream=True, extra_body={"thinking_token_budget": 5},  # type: ignore[arg-type]
+        )  # fmt: skip
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        assert text.startswith("Final Answer:")
+        with pytest.raises(openai.NotFoundError, match="is not here"):
+            client.chat.completions.create(model="gpt-5", messages=USER)  # type: ignore[arg-type]
+        with pytest.raises(openai.BadRequestError, match="tools"):
+            client.chat.completions.create(model="script", messages=USER, tools=[{}])  # type: ignore[list-item]
+
+
+def test_many_streams_at_once_are_all_exact() -> None:
+    engine = MockEngine("random")
+
+    async def one(client: httpx.AsyncClient, index: int) -> dict[str, Any]:
+        body = {"messages": USER, "seed": index, "thinking_token_budget": index, "max_tokens": 120, "stream": True}
+        found = []
+        async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+            async for line in reply.aiter_lines():
+                found.append(line)
+        got = list(chunks(httpx.Response(200, text="\n".join(found))))
+        budget = ThinkingBudget(index)
+        alone = ask(engine, "hi", budget, sampling=Sampling(seed=index), format="qwen3", max_tokens=120)
+        # No word of another request's.
+        assert (joined(got, "reasoning"), joined(got, "content")) == (alone.thinking, alone.answer)
+        assert got[-1]["budget"] == alone.budget
+        return alone.budget
+
+    async def all_of_them(url: str) -> list[dict[str, Any]]:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client:
+            return await asyncio.gather(*(one(client, index) for index in range(64)))
+
+    with serving(engine) as running:
+        budgets = asyncio.run(all_of_them(running.url))
+        metrics = running.metrics()
+    assert all(budget["exact"] and budget["used"] <= index for index, budget in enumerate(budgets))
+    assert [budget["max"] for budget in budgets] == list(range(64))
+    assert sum(budget["used"] == index for index, budget in enumerate(budgets)) > 16
+    sums = {key: sum(budget[key] for budget in budgets) for key in ("sampled", "used", "forced_tokens", "waits")}
+    assert metrics['bide_thinking_tokens_total{source="sampled"}'] == sums["sampled"]
+    assert metrics['bide_thinking_tokens_total{source="forced"}'] == sums["used"] - sums["sampled"]
+    assert metrics["bide_forced_tokens_total"] == sums["forced_tokens"]
+    assert metrics["bide_budgets_missed_total"] == 0
+    assert metrics["bide_turn_seconds_count"] == metrics["bide_time_to_first_token_seconds_count"] == 64
+    cut = [budget for budget in budgets if budget["ended_by"] == "budget"]
+    assert metrics['bide_ended_by_total{reason="budget"}'] == len(cut)
+    assert metrics['bide_requests_total{path="/v1/chat/completions",status="200"}'] == 64
+    assert metrics["bide_running"] == metrics["bide_waiting"] == 0
+
+
+def test_the_first_token_comes_when_the_engine_has_it() -> None:
+    engine = SlowEngine(NO_END)
+    with serving(engine) as running:
+        with running.http.stream("POST", "/v1/chat/completions", json={"messages": USER, "stream": True}) as reply:
+            found = chunks(reply)  # kept: an iterator that is dropped closes its stream
+            first = next(chunk for chunk in found if chunk["choices"][0]["delta"].get("reasoning"))
+            assert engine.alive == 1
+        assert first["choices"][0]["delta"]["reasoning"] in NO_END[0]
+        wait_for(lambda: not engine.alive, 1.0)
