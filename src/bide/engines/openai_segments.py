@@ -1,7 +1,8 @@
 """One turn on its way through an upstream, one HTTP request after another.
 
 The token that ends a segment can only be told from a thought when the upstream says why it
-stopped. So the latest token is always held back until the next one, or the finish, has come.
+stopped. So the latest token is held back until the next one, or the finish, has come; not where the
+upstream is known to say so together with the token.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _PLAIN_SAMPLING: dict[Kind, Json] = {
     "other": {},
 }
 """What must be said, lest a server's or a model's own defaults bend the distribution or the text."""
+_SAYS_AT_ONCE: frozenset[Kind] = frozenset({"vllm"})
+"""Their finish_reason stands in the chunk of the token that it is about."""
 _MOST_STOPS = 4
 """OpenAI's own limit of stop strings."""
 
@@ -80,6 +83,10 @@ class Segments:
                             if held is not None and not self._feed(held):
                                 return
                             got, held = got + 1, token
+                        if finish is None and held is not None and self._served.kind in _SAYS_AT_ONCE:
+                            if not self._feed(held):
+                                return
+                            held = None
                     yield
             self._check_finish(finish, got)
             if held in banned:
@@ -93,7 +100,7 @@ class Segments:
                 self._feed_end_of_turn(held)
             elif held is not None:
                 self._feed(held)
-            else:
+            elif not got:
                 forcer.finish("length")
         finally:
             self._count_recomputed(usage, len(context), len(turn.context) - len(context))
