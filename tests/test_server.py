@@ -205,6 +205,29 @@ def test_an_engine_that_fails(error: Exception, status: int, says: str, caplog: 
 # Who may ask, and what.
 
 
+class Panicking(SerialEngine):
+    """Its first call ends as a panic in Rust does: by something that is no Exception."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Event]:
+        if not self.batches:
+            self.batches.append(0)
+            raise BaseException("panic")
+        yield from super().generate(requests)
+
+
+def test_a_panic_fails_its_request_and_the_thread_lives_on() -> None:
+    with serving(Panicking("random")) as server:
+        first, second = server.chat(thinking_token_budget=5), server.chat(thinking_token_budget=5)
+    assert first.status_code == 503 and "failed: BaseException" in first.json()["error"]["message"]
+    assert second.status_code == 200
+
+
+def test_counts_beyond_all_measure_are_refused() -> None:
+    with serving() as server:
+        answer = server.chat(soft_limit=0.5, thinking_token_budget=10**400)
+    assert answer.status_code == 400 and "from 0 to" in answer.json()["error"]["message"]
+
+
 def test_keys(caplog: pytest.LogCaptureFixture) -> None:
     with serving(api_key="s3cret-key") as running:
         for headers in ({}, {"Authorization": "Bearer wrong-key"}, {"Authorization": "Basic s3cret-key"},

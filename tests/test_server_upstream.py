@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bide.cli.serve import host_of
+from bide.cli.serve import host_of, public_name
 from bide.engines.mock import MockEngine
 from bide.engines.openai import OpenAIEngine
 from bide.errors import UsageError
@@ -85,3 +85,18 @@ def test_a_hidden_template_needs_a_format(fake: FakeUpstream) -> None:
         host_of(engine, "auto")
     assert host_of(engine, "qwen3").format == "qwen3"
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("/home/alice/secret/m.gguf", "m.gguf"),
+        ("http://user:password@127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("hf:org/name", "org/name"),
+        ("fake", "fake"),
+    ],
+)
+def test_clients_learn_neither_paths_nor_passwords(model: str, name: str) -> None:
+    shown, aliases = public_name(model)
+    assert shown == name and f"{name}:latest" in aliases
+    assert not any("alice" in alias or "password" in alias for alias in aliases)

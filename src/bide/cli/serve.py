@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import sys
+import urllib.parse
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,7 +106,7 @@ def serve(**options: Any) -> None:
                 efforts=efforts,
                 api_key=options["api_key"],
                 origins=options["cors"],
-                hosts=_LOCAL_NAMES if loopback and options["api_key"] is None else (),
+                hosts=(*_LOCAL_NAMES, options["host"].lower()) if loopback and options["api_key"] is None else (),
                 max_running=options["max_running"],
                 max_waiting=options["max_waiting"],
                 max_body=options["max_body"],
@@ -144,10 +145,21 @@ def host_of(engine: Engine, format: str, context: int | None = None, max_tokens:
                 hint=f"name it with --format: {', '.join(FORMATS)}",
             )
         format = choose_format(format, tokenizer).name
-    # Of a file, clients get the name alone: the path is nobody's business.
-    name = Path(engine.model).name if Path(engine.model).is_absolute() else engine.model.removeprefix("hf:")
-    aliases = {name, engine.model, f"{name}:latest"}
+    name, aliases = public_name(engine.model)
     return Host(name, frozenset(aliases - {name}), format, window=context, max_tokens=max_tokens)
+
+
+def public_name(model: str) -> tuple[str, set[str]]:
+    """What clients may know `model` by, and what else they may call it. Not the path of a file, and not
+    the user and password in the URL of a server: they are nobody's business."""
+    if "://" in model:
+        parts = urllib.parse.urlsplit(model)
+        name = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return name, {name, f"{name}:latest"}
+    if Path(model).is_absolute():
+        return Path(model).name, {Path(model).name, f"{Path(model).name}:latest"}
+    name = model.removeprefix("hf:")
+    return name, {name, model, f"{name}:latest"}
 
 
 def _announce(engine: Engine, host: Host, runner: Any, address: str, port: int) -> None:

@@ -159,7 +159,7 @@ class Upstream:
             return
         message = self._message(response.content)
         if status in (401, 403):
-            hint = "the API key is wrong" if self._key else "give the key with --api-key"
+            hint = "the API key is wrong" if self._key else "give the upstream's key"
             raise UpstreamError(f"{self.name} refuses access ({status}): {message}", hint=hint)
         words = message.lower()
         if status in (400, 413, 422) and "context" in words and ("length" in words or "size" in words):

@@ -28,12 +28,18 @@ def is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+LARGEST_COUNT = 2**63 - 1
+"""More is a mistake, and may be too much for a float."""
+
+
 def count(value: object, path: str, hint: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         hint = "a JSON number without quotes, point or exponent"
         raise FieldError(f"{path} must be a whole number, not {short(value)}", hint=hint, field=path)
     if value < 0:
         raise FieldError(f"{path} must be 0 or more, not {value}", hint=hint, field=path)
+    if value > LARGEST_COUNT:
+        raise FieldError(f"{path} must be a whole number from 0 to {LARGEST_COUNT}", field=path)
     return value
 
 

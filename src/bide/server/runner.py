@@ -261,6 +261,8 @@ class Runner:
             error = fault
         except Exception as fault:
             error = fault
+        except BaseException as fault:  # a panic in Rust (tokenizers) is no Exception; this thread must live on
+            error = EngineError(f"the engine {self.engine.name!r} failed: {type(fault).__name__}")
         for job in left:
             job.work.put(error)
 
@@ -272,9 +274,10 @@ class Runner:
             self._seconds += 0.1 * (seconds - self._seconds)
             with self._changed:  # before the client can know that there is room again
                 self._running.discard(job)
-            left.discard(job)
             self._observe(event.completion, job.first - job.arrived, seconds)
         job.work.put(event if event.index == job.index else replace(event, index=job.index))
+        if isinstance(event, DoneEvent):
+            left.discard(job)
 
     def _withdraw(self, work: Work) -> None:
         with self._changed:
