@@ -7,7 +7,6 @@ ask with "mark_forced": true.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -81,10 +80,7 @@ class Chat:
             )
         max_tokens = next((limit for limit in limits.values() if limit is not None), host.max_tokens)
         max_answer_tokens = fields.whole("max_answer_tokens", 1)
-        seeded = fields.take("seed")
-        drawn = read_sampling(Fields({"seed": seeded, **{name: fields.take(name) for name in _DRAWING}}))
-        if seeded is None and drawn.temperature > 0:
-            drawn = replace(drawn, seed=secrets.randbelow(2**31))
+        drawn = read_sampling(Fields({name: fields.take(name) for name in ("seed", *_DRAWING)}))
         shape: Json = {
             "stops": fields.stops("stop"),
             "mark_forced": fields.flag("mark_forced") or False,
