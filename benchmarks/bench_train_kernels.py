@@ -7,7 +7,8 @@
 attention  every backend on one packed row of documents of 1K to 9K tokens, 40 query and 8 key heads of 128
 loss       chunked cross-entropy at d = 5,120 and 152,064 words, by rows of a chunk; plain logits where they fit
 float8     a linear layer 5,120 -> 27,648 and back: bf16, tensorwise, rowwise, all compiled
-optimizer  a step of AdamW for a billion parameters, by type of weights and moments, compiled; torch's fused AdamW
+optimizer  a step of AdamW for a billion parameters, by type of weights and moments, compiled; torch's fused AdamW;
+           bytes: what it must read and write for each, tb_s: those by its time
 layer      forward and backward of a decoder layer by recompute policy and backend: ms, model FLOP/s, GiB kept
 
 "error" is |x - reference| / |reference| over all values and gradients, on smaller inputs; a row is "ok" when it is
@@ -258,17 +259,26 @@ def optimizer(bench: Bench) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]
         return made
 
     def one(kind: torch.dtype, moments: str) -> dict[str, Any]:
-        few = [(64, 256)] * 18 + [(100,)] * 2
-        pair = [parameters(kind, few) for _ in range(2)]
-        for made, fused in zip(pair, (None, False)):
+        few = [(64, 256)] * 18 + [(100,)] * 2 + [(640, 256)]  # updated together, and alone
+        pair = []
+        for fused in (None, False):
+            made = parameters(kind, few)
             made_by = AdamW(made, lr=1e-2, moments=moments, compiled=fused)
             for _ in range(3):
                 made_by.step()
-        off = error([p.detach() for p in pair[0]], [p.detach() for p in pair[1]])
+            states = [made_by.state[p][name] for p in made for name in ("exp_avg", "exp_avg_sq")]
+            pair.append([*(p.detach() for p in made), *states])
+        off = error(*pair)
         big = parameters(kind, shapes)
         stepping = AdamW(big, lr=1e-5, moments=moments)
         total = bench.milliseconds(stepping.step)
-        return {"error": off, "ms_per_billion": total / count * 1e9}
+        moved = sum(3 * p.nbytes + sum(2 * x.nbytes for x in stepping.state[p].values() if x.dim()) for p in big)
+        return {
+            "error": off,
+            "ms_per_billion": total / count * 1e9,
+            "bytes": moved / count,
+            "tb_s": moved / total / 1e9,
+        }
 
     def torchs() -> dict[str, Any]:
         stepping = torch.optim.AdamW(parameters(torch.float32, shapes), lr=1e-5, fused=True)

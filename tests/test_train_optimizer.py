@@ -24,7 +24,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from bide.errors import UsageError  # noqa: E402
-from bide.train.moments import BLOCK, random_bits, read_first, read_second, stored, to_bfloat16  # noqa: E402
+from bide.train import optimizer as optimizer_module  # noqa: E402
+from bide.train.moments import BLOCK, _codes, random_bits, read_first, read_second, stored, to_bfloat16  # noqa: E402
 from bide.train.optimizer import AdamW, clip_scale, gradient_norm, learning_rate  # noqa: E402
 
 torch.set_num_threads(1)
@@ -153,18 +154,19 @@ def test_int8_moments_are_right_on_the_mean_and_keep_what_is_small() -> None:
     v = torch.rand(4 * BLOCK) * torch.logspace(-12, 0, 4 * BLOCK)
     v[:3], v[3:6] = 0, 1e-25
     first, second = torch.zeros(len(m), dtype=torch.int8), torch.zeros(len(m), dtype=torch.uint8)
-    scales = torch.zeros(4), torch.zeros(4)
-    sums = torch.zeros(2, len(m), dtype=torch.float64)
+    places, m, v, first, second = (x.view(4, BLOCK) for x in (torch.arange(len(m)), m, v, first, second))
+    scales = torch.zeros(4, 1), torch.zeros(4, 1)
+    sums = torch.zeros(2, 4, BLOCK, dtype=torch.float64)
     for key in range(400):
-        stored(m, v, first, scales[0], second, scales[1], torch.arange(len(m)), torch.tensor(key * 977 + 1))
+        stored(m, v, first, scales[0], second, scales[1], places, torch.tensor(key * 977 + 1))
         sums += torch.stack([read_first(first, scales[0]), read_second(second, scales[1])]).double()
     found = sums / 400
-    largest = m.abs().view(4, -1).amax(1).repeat_interleave(BLOCK)
+    largest = m.abs().amax(1, keepdim=True)
     assert ((found[0] - m).abs() / (m.abs() + 1e-4 * largest)).mean() < 0.02
     big = v > 1e-6
     assert ((found[1] - v).abs() / v)[big].mean() < 0.01
-    assert (second[v > 0] > 0).all() and (second[:3] == 0).all()
-    assert torch.equal(scales[0], m.abs().view(4, -1).amax(1))
+    assert (second[v > 0] > 0).all() and (second[0, :3] == 0).all()
+    assert torch.equal(scales[0], largest)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -191,10 +193,50 @@ def test_a_resumed_optimizer_goes_on_to_the_bit(kind: Any, moments: str, tmp_pat
         AdamW(again[:2], lr=1.0).load_state_dict(torch.load(tmp_path / "state"))
 
 
+@pytest.mark.parametrize("power", [3, 6])
+def test_a_code_is_one_of_the_two_around_a_number_at_the_right_chance(power: int) -> None:
+    """Of numbers at, next to and between all codes: the chance to go up is where the number lies, in float64."""
+    top = {3: 127, 6: 255}[power]
+    places = (torch.arange(top + 1).double() / top) ** power
+    at = torch.cat(
+        [places, torch.nextafter(places.float(), torch.ones(())).double(), places[:-1].lerp(places[1:], 0.4)]
+    )
+    x = at.float().clamp(max=1.0)[:, None].expand(-1, BLOCK).contiguous()
+    x[:, 0] = 1.0  # the largest of each block
+    chances = ((torch.arange(BLOCK) - 0.5) / (BLOCK - 1)).expand(len(x), -1)  # of all but the first
+    largest, codes = _codes(x, top, power, chances)
+    assert (largest == 1).all() and (codes[:, 0] == top).all()
+    found, x = codes[:, 1:].double().mean(1), x[:, 1].double()
+    below = (torch.searchsorted(places, x, right=True) - 1).clamp(max=top - 1)
+    expected = below + (x - places[below]) / (places[below + 1] - places[below])
+    assert (found - expected).abs().max() < 1.01 / (BLOCK - 1)
+    assert (codes[:, 1:].amax(1) - codes[:, 1:].amin(1)).max() == 1
+
+
+@pytest.mark.parametrize("moments", ["bf16", "int8"])
+def test_compiled_blocks_have_a_fixed_width(moments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's one kernel for blocks needs: all that is as large as a weight is of blocks, whose width is compiled
+    in; only places are counted in a row."""
+    widths: set[str] = set()  # as text: a fixed one is a number, another a symbol
+
+    def backend(graph: Any, _: Any) -> Any:
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        widths.update(str(x.shape[-1]) for x in values if isinstance(x, torch.Tensor) and x.dim() > 1)
+        return graph.forward
+
+    monkeypatch.setattr(optimizer_module, "compiled", lambda f, **_: torch.compile(f, dynamic=True, backend=backend))
+    monkeypatch.setattr(optimizer_module, "_COMPILED", [])
+    torch._dynamo.reset()
+    made = [torch.nn.Parameter(torch.randn(520, 2 * BLOCK)), *(torch.nn.Parameter(torch.randn(4, BLOCK)) for _ in "ab")]
+    give_gradients(made, 0)
+    AdamW(made, lr=1e-2, moments=moments, compiled=True).step()
+    assert (widths == {"1", "4", str(BLOCK)}) == (moments == "int8"), widths
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
-def test_compiled_is_uncompiled() -> None:
-    moments = "bf16"
+@pytest.mark.parametrize("moments", ["bf16", "int8"])
+def test_compiled_is_uncompiled(moments: str) -> None:
     torch._dynamo.reset()
     pair = [parameters(torch.bfloat16, copies=2) for _ in range(2)]
     made = [AdamW(p, lr=1e-2, moments=moments, compiled=flag) for p, flag in zip(pair, (True, False))]

@@ -73,7 +73,11 @@ def stored(
     places: Tensor,
     key: Tensor,
 ) -> None:
-    """Write the moments m and v (float32) to where they are kept. `places` and `key` are as wide, or broadcast."""
+    """Write the moments m and v (float32) to where they are kept. `places` and `key` are as wide, or broadcast.
+
+    Where there are scales [..., 1], all others are blocks [..., BLOCK] already: were rows cut into blocks here, the
+    compiled update would be six kernels that hand each other float32, and divide 64-bit indices for every number.
+    """
     if first.dtype is torch.float32:
         first.copy_(m)
         second.copy_(v)
@@ -83,37 +87,39 @@ def stored(
         first.copy_(to_bfloat16(m, bits & 0xFFFF))
         second.copy_(to_bfloat16(v, (bits >> 16) & 0xFFFF))
         return
-    of_first, of_second = (part.view(-1, BLOCK) / 65536 for part in (bits & 0xFFFF, (bits >> 16) & 0xFFFF))
-    largest, codes = _codes(m.abs().view(-1, BLOCK), 127, 3, of_first)
-    first_scale.copy_(largest.view(first_scale.shape))
-    first.copy_((codes * m.view(-1, BLOCK).sign()).view(first.shape))
-    largest, codes = _codes(v.view(-1, BLOCK), 255, 6, of_second)
-    second_scale.copy_(largest.view(second_scale.shape))
-    second.copy_(codes.maximum((v.view(-1, BLOCK) > 0).float()).view(second.shape))
+    of_first, of_second = ((part & 0xFFFF) / 65536 for part in (bits, bits >> 16))
+    largest, codes = _codes(m.abs(), 127, 3, of_first)
+    first_scale.copy_(largest)
+    first.copy_(torch.where(m < 0, -codes, codes))
+    largest, codes = _codes(v, 255, 6, of_second)
+    second_scale.copy_(largest)
+    second.copy_(codes.maximum((v > 0).int()))
 
 
 def read_first(first: Tensor, scale: Tensor | None) -> Tensor:
-    """The first moment as float32."""
+    """The first moment as float32: of blocks [..., BLOCK] where there are scales [..., 1]."""
     if scale is None:
         return first.float()
-    part = first.view(-1, BLOCK).float() / 127
-    return (part * part * part * scale.view(-1, 1)).view(first.shape)
+    part = first.float() / 127
+    return part * part * part * scale
 
 
 def read_second(second: Tensor, scale: Tensor | None) -> Tensor:
-    """The second moment as float32."""
+    """The second moment as float32: of blocks [..., BLOCK] where there are scales [..., 1]."""
     if scale is None:
         return second.float()
-    part = second.view(-1, BLOCK).float() / 255
+    part = second.float() / 255
     cube = part * part * part
-    return (cube * cube * scale.view(-1, 1)).view(second.shape)
+    return cube * cube * scale
 
 
 def _codes(x: Tensor, top: int, power: int, chance: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest number of each block [n], and codes from 0 to `top` (float32) of x >= 0 [n, BLOCK], such that
+    """The largest number of each block [..., 1], and codes from 0 to `top` (int32) of x >= 0 [..., BLOCK], such that
     largest * (code / top)^power is x on the mean."""
-    largest = x.amax(-1)
-    part = x / largest.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
-    below = (part.pow(1 / power) * top).floor().clamp(max=top - 1)
-    low, high = (below / top).pow(power), ((below + 1) / top).pow(power)
-    return largest, below + (part - low > chance * (high - low)).float()
+    largest = x.amax(-1, keepdim=True)
+    part = x / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    # The root by a logarithm: a GPU would spend more on `pow`, exact to the last bit, than on all else of the update.
+    # It does not matter on which side of a code a root falls that is next to it: the rounding leads to that code.
+    below = ((part.log2() / power).exp2() * top).int().clamp(max=top - 1)
+    low, high = (below.float() / top).pow(power), ((below.float() + 1) / top).pow(power)
+    return largest, below + (part - low > chance * (high - low)).int()

@@ -94,7 +94,7 @@ class AdamW(torch.optim.Optimizer):
 
     def _update(self, parameters: list[Any], keys: Tensor, factors: Tensor, scale: Tensor) -> None:
         """One parameter's step, or that of small ones whose parts are of one size and type."""
-        rows = [[_flat(x) for x in self._tensors(parameter)] for parameter in parameters]
+        rows = [self._tensors(parameter) for parameter in parameters]
         columns = [None if parts[0] is None else list(parts) for parts in zip(*rows)]
         copied = len(parameters) > 1
         stacked: list[Any] = [
@@ -109,10 +109,15 @@ class AdamW(torch.optim.Optimizer):
                     torch._foreach_copy_(parts, list(changed.unbind()))
 
     def _tensors(self, parameter: Any) -> list[Any]:
-        """Weight, gradient, first moment and its scales, second moment and its scales; None where there are none."""
+        """For `_update`, this process's weight, gradient, first moment and its scales, second moment and its scales: in
+        one row, or in blocks; None for scales where there are none."""
         state = self.state[parameter]
-        names = ("exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale")
-        return [parameter, parameter.grad, *(state.get(name) for name in names)]
+        shape = (-1, BLOCK) if "exp_avg_scale" in state else (-1,)
+        wide = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        weight, gradient, first, second = (_local(x).view(shape) for x in wide)
+        scales = (state.get("exp_avg_scale"), state.get("exp_avg_sq_scale"))
+        first_scale, second_scale = (None if x is None else _local(x).view(-1, 1) for x in scales)
+        return [weight, gradient, first, first_scale, second, second_scale]
 
     def state_of(self, parameter: Any) -> dict[str, Any]:
         """What is kept for a parameter; zeros before its first step. Checkpoints read it and write into it."""
@@ -164,13 +169,16 @@ def _update(
     factors: Tensor,
     scale: Tensor,
 ) -> None:
-    """The update of n parameters of one size, in place: all [n, size] but the scales [n, size / BLOCK], and the keys of
-    the moments' and of the weights' rounding and the place of the first number, [n, 4]."""
+    """The update of n parameters of one size, in place: all [n, size], or [n, blocks, BLOCK] where there are scales
+    [n, blocks, 1], and the keys of the moments' and of the weights' rounding and the place of the first number, [n, 4].
+    """
+    # Thus the width is compiled in, and the update is one kernel that keeps whole blocks in registers.
+    assert first_scale is None or weight.shape[-1] == BLOCK
     decay, rate, correction, eps, rest1, beta2, rest2 = factors.unbind()  # on the device: none is compiled in
-    of_moments, of_weights, start, _ = (key.unsqueeze(1) for key in keys.unbind(1))
+    of_moments, of_weights, start, _ = (key.view(-1, *[1] * (weight.dim() - 1)) for key in keys.unbind(1))
     # In 64 bits until `random_bits` cuts them: compiled for a GPU, an index is as wide as the sizes are, whatever type
     # it is said to have, and casts to that type are left out.
-    places = torch.arange(weight.shape[1], device=weight.device).unsqueeze(0) + start
+    places = torch.arange(weight[0].numel(), device=weight.device).view(weight.shape[1:]) + start
     g = gradient.float() * scale
     m = read_first(first, first_scale)
     v = read_second(second, second_scale)
@@ -253,10 +261,6 @@ def _factors(group: Any, step: int) -> list[float]:
         rate * group["weight_decay"], rate / (1 - beta1**step), math.sqrt(1 - beta2**step), group["eps"],
         1 - beta1, beta2, 1 - beta2,
     ]  # fmt: skip
-
-
-def _flat(tensor: Any) -> Any:
-    return None if tensor is None else _local(tensor).view(-1)
 
 
 def _start(parameter: Any) -> int:
