@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -59,6 +60,7 @@ def items(*questions: str) -> list[EvalItem]:
         ("λ ≠ π", r"$\lambda \neq \pi$"),
         (r"$z \not= i$", r"$z\ne i$"),
         ("ﬁnd ²x", "find 2x"),
+        ("à 5 µm", r"à 5 \mu m"),
         ("As shown. [asy]draw((0,0)--(1,1));[/asy] Why?", "as shown why"),
     ],
 )
@@ -77,6 +79,44 @@ PIECES = [
     r"\begin{align*}", r"\not=", r"\leq", r"\text", r"\Big", "\u2003", "\uff0c", "・", "\udcff",
 ]  # fmt: skip
 texts = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=30).map("".join)
+
+
+DROPPED = (
+    "left right big bigl bigm bigr bigg biggl biggm biggr middle displaystyle textstyle limits nolimits qquad quad "
+    "hspace vspace text textbf textit textrm textsf texttt textsc textup textnormal emph mathrm mathbf mathit mathsf "
+    "mathtt mathcal mathbb mathfrak mathscr mathnormal mbox hbox boldsymbol bm operatorname mathop overline underline "
+    "phantom hphantom noindent tag item dots ldots cdots lvert rvert lbrace rbrace"
+)
+RESPELLED = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "leqslant": "le", "leqq": "le", "leq": "le", "geqslant": "ge",
+    "geqq": "ge", "geq": "ge", "neq": "ne", "not=": "ne", "varepsilon": "epsilon", "varphi": "phi",
+    "vartheta": "theta", "degree": "circ", "to": "rightarrow", "gets": "leftarrow", "land": "wedge", "lor": "vee",
+    "lnot": "neg",
+}  # fmt: skip
+OTHERS = ["sqrt", "frac", "sin", "cdot", "pi", "leftarrow", "texts", "bigstar", "tan", "wedge"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([f"\\{name}" for name in [*DROPPED.split(), *RESPELLED, *OTHERS]])
+        | st.sampled_from(["1", "12", "345", "1,000", r"2{,}000", r"3,\!000", ",", "{", "}", "x", "\\", " ", "begin"])
+        | st.just(r"\begin{align*}"),
+        max_size=12,
+    ).map("".join)
+)
+def test_commands_and_numbers_are_read_by_one_rule_after_the_other(text: str) -> None:
+    """One pass for all commands and one for all numbers give what a pass for each rule gives, in the rules' order."""
+    plain = re.sub(r"(?<=\d)(,\\!|,|\{,\}|\\,)(?=\d{3}(?!\d))", "", text)
+    plain = re.sub(r"\\(begin|end)\*?\{[a-z]+\*?\}", " ", plain)
+    for name in DROPPED.split():
+        plain = re.sub(rf"\\{name}(?![a-z])", " ", plain)
+    for name, meaning in RESPELLED.items():
+        plain = re.sub(rf"\\{name}(?![a-z])", rf" \\{meaning}", plain)
+    wanted = re.findall(r"\d+|[a-z]+", re.sub(r"(\\frac\d)(?=\d)", r"\1 ", plain))
+    (masked, (mark,)) = skeletons([text])
+    assert [word.decode() for word in masked[:mark]] == ["0" if word.isdigit() else word for word in wanted]
+    assert unmasked(text, masked[:mark]) == wanted
 
 
 @settings(max_examples=300, deadline=None)
@@ -139,7 +179,7 @@ def test_no_shared_run_is_missed(n: int, others: list[list[int]], words: list[in
                   for at, text in enumerate(others)}  # fmt: skip
         if any(places.values()):
             wanted.append((here, {at: sum(1 << there for there in found) for at, found in places.items() if found}))
-    assert runs.shared(words) == wanted
+    assert runs.shared(tuple(words)) == wanted
     for starts in (0, 1, 0b1001, 0b101 << 9):
         covered = {at + k for at in range(20) if starts >> at & 1 for k in range(n)}
         assert runs.covered(starts) == sum(1 << at for at in covered)
@@ -197,9 +237,9 @@ def oracle(theirs: list[str], ours: list[str]) -> tuple[str, float, int] | None:
 
 
 @st.composite
-def corpora(draw: st.DrawFn) -> tuple[list[list[str]], list[list[str]]]:
+def corpora(draw: st.DrawFn, words: list[str] = WORDS) -> tuple[list[list[str]], list[list[str]]]:
     """Benchmark questions, and pool questions made of pieces of them and of noise."""
-    word = st.sampled_from(WORDS)
+    word = st.sampled_from(words)
     evals = draw(st.lists(st.lists(word, min_size=1, max_size=40), min_size=1, max_size=4))
     pool = []
     for _ in range(draw(st.integers(1, 4))):
@@ -225,6 +265,31 @@ def test_containment_is_what_comparing_everything_gives(corpus: tuple[list[list[
             if verdict:
                 wanted[str(at)] = (verdict[0], round(verdict[1], 9), verdict[2])
         assert found == wanted
+
+
+DRESSED = [
+    *WORDS[::2], "été", "ﬁnd", "三角", "λ", r"\dfrac12", r"\frac{1}{2}", "1,000", "1000", r"\left(", "≤", "Ⅱ", "²",
+]  # fmt: skip
+
+
+@settings(max_examples=250, deadline=None)
+@given(corpora(DRESSED), st.lists(st.sampled_from(["", "   ", "1", "été", "[asy] find the sum [/asy]"]), max_size=3))
+def test_many_rows_in_any_dress_are_found_as_comparing_everything_does(
+    corpus: tuple[list[list[str]], list[list[str]]], others: list[str]
+) -> None:
+    evals, pool = ([" ".join(words) for words in side] for side in corpus)
+    pool = [*others, *pool, *others, *pool]
+    rule = Containment(items(*evals), n=N)
+    found = dict(rule.find_all(pool))
+    for at, ours in enumerate(pool):
+        wanted = {}
+        for item, theirs in enumerate(evals):
+            verdict = oracle(tokens(theirs), tokens(ours))
+            if verdict:
+                wanted[str(item)] = (verdict[0], round(verdict[1], 9), verdict[2])
+        matches = found.get(at, [])
+        assert matches == rule.find(ours)
+        assert {match.item: (match.tier, round(match.score, 9), len(match.numbers)) for match in matches} == wanted
 
 
 LONG = (

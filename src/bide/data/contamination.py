@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, count
 from typing import Any
 
 from ..errors import UsageError
 from .records import Decision, Row
-from .runs import Runs
+from .runs import Runs, starts_of_runs
 from .tokens import batches, cut, is_substance, skeletons, token_places, unmasked
 
 SHORT_QUESTION = 30
@@ -114,49 +113,55 @@ class Containment(Rule):
         self._tokens = [unmasked(item.question, words) for item, words in zip(self.items, masked)]
         self._runs = Runs(n, dict(enumerate(masked)))
         """With numbers masked."""
-        self._same_runs = Runs(n, dict(enumerate(self._tokens)))
+        self._own_runs: dict[int, Mapping[tuple[Hashable, ...], int]] = {}
+        """Item -> its runs with numbers as they are, made when first asked for."""
         self._words = [_words_of(theirs) for theirs in self._tokens]
         self._enough = [template * len(theirs) for theirs in self._tokens]
         self._short: dict[tuple[bytes, ...], list[int]] = {}
         for index, words in enumerate(masked):
             if 0 < len(words) < n:
-                self._short.setdefault(tuple(words), []).append(index)
-        self._short_first: dict[bytes, set[int]] = {}
-        self._short_last: dict[bytes, set[int]] = {}
-        """First or last token of short questions -> how many tokens those have."""
-        for short in self._short:
-            self._short_first.setdefault(short[0], set()).add(len(short))
-            self._short_last.setdefault(short[-1], set()).add(len(short))
+                self._short.setdefault(words, []).append(index)
+        self._shortest = min(map(len, self._short), default=0)
+        """Tokens; so many at the start or end of a question tell whether to look there for a short one."""
+        self._short_starts = {short[: self._shortest] for short in self._short}
+        self._short_ends = {short[-self._shortest :] for short in self._short}
+        self._short_first = {short[0] for short in self._short}
+        self._short_last = {short[-1] for short in self._short}
 
     def find_all(self, questions: Iterable[str]) -> Iterator[tuple[int, list[Match]]]:
-        place = 0
+        place, few, first, last = 0, self._shortest, self._short_first, self._short_last
         for batch in batches(questions):
             masked, marks = skeletons(batch)
-            shared: defaultdict[int, list[tuple[int, Mapping[int, int]]]] = defaultdict(list)
-            for here, places in self._runs.shared(masked):
-                shared[bisect(marks, here)].append((here, places))
             starts = [0, *(mark + 1 for mark in marks[:-1])]
-            first = map(self._short_first.__contains__, map(masked.__getitem__, starts))
-            last = map(self._short_last.__contains__, (masked[mark - 1] for mark in marks))
-            short = {*compress(count(), first), *compress(count(), last)}
-            short = {at for at in short if self._short_places(masked, starts[at], marks[at])}
-            for at in sorted(short.union(shared)):
-                question, start, end = batch[at], starts[at], marks[at]
+            shared: dict[int, list[tuple[int, Mapping[int, int]]]] = {}
+            start = end = 0
+            for here, places in self._runs.shared(masked):
+                if here >= end:
+                    at = bisect(marks, here)
+                    start, end = starts[at], marks[at]
+                    runs = shared[at] = []
+                runs.append((here - start, places))
+            short = {
+                at
+                for at, (start, end) in enumerate(zip(starts, marks))
+                if (masked[start] in first and masked[start : start + few] in self._short_starts)
+                or (masked[end - 1] in last and masked[end - few : end] in self._short_ends)
+            }
+            alike = {at: there for at, runs in shared.items() if (there := self._alike(runs))}
+            for at in sorted(short.union(alike)):
+                question, words = batch[at], masked[starts[at] : marks[at]]
                 found: list[Match] = []
-                if at in shared:
-                    runs = [(here - start, places) for here, places in shared[at]]
-                    found += self._long_matches(question, masked[start:end], runs)
+                if at in alike:
+                    found += self._long_matches(question, words, shared[at], alike[at])
                 if at in short:
-                    found += self._short_matches(question, masked[start:end])
+                    found += self._short_matches(question, words)
                 if found:
                     yield place + at, sorted(found, key=_worst_first)
             place += len(batch)
 
-    def _long_matches(
-        self, question: str, masked: list[bytes], runs: Sequence[tuple[int, Mapping[int, int]]]
-    ) -> Iterator[Match]:
+    def _alike(self, runs: Sequence[tuple[int, Mapping[int, int]]]) -> dict[int, int]:
+        """Items that have enough of their tokens in shared runs -> those tokens, a bit each."""
         starts: dict[int, int] = {}
-        """Item -> where in it shared runs start, a bit each."""
         for _, places in runs:
             for index, there in places.items():
                 starts[index] = starts.get(index, 0) | there
@@ -166,16 +171,24 @@ class Containment(Rule):
                 found = self._runs.covered(there)
                 if found.bit_count() >= self._enough[index]:
                     alike[index] = found
-        if not alike:
-            return
-        words = unmasked(question, masked)
-        starts = dict.fromkeys(alike, 0)
-        for here, _ in runs:
-            for index, there in self._same_runs.places(tuple(words[here : here + self.n])).items():
-                if index in starts:
-                    starts[index] |= there
+        return alike
+
+    def _long_matches(
+        self,
+        question: str,
+        masked: tuple[bytes, ...],
+        runs: Sequence[tuple[int, Mapping[int, int]]],
+        alike: Mapping[int, int],
+    ) -> Iterator[Match]:
+        words = tuple(unmasked(question, masked))
+        own = [words[here : here + self.n] for here, _ in runs]
         for index, found in alike.items():
-            same = self._runs.covered(starts[index])
+            if index not in self._own_runs:
+                self._own_runs[index] = starts_of_runs(self._tokens[index], self.n)
+            theirs, there = self._own_runs[index], 0
+            for run in own:
+                there |= theirs.get(run, 0)
+            same = self._runs.covered(there)
             if same.bit_count() >= self._enough[index] or self._same_words(index, found):
                 yield self._match(index, found, same, runs, words, question)
 
@@ -185,7 +198,7 @@ class Containment(Rule):
         alike: int,
         same: int,
         runs: Sequence[tuple[int, Mapping[int, int]]],
-        words: list[str],
+        words: Sequence[str],
         question: str,
     ) -> Match:
         """`alike`: the item's tokens in shared runs, a bit each; `same`: in those whose numbers are equal too."""
@@ -202,7 +215,7 @@ class Containment(Rule):
         return Match(item.benchmark, item.id, tier, score, numbers, eval_span, pool_span)
 
     def _other_numbers(
-        self, theirs: list[str], runs: list[tuple[int, int]], words: list[str]
+        self, theirs: list[str], runs: list[tuple[int, int]], words: Sequence[str]
     ) -> tuple[tuple[str, str], ...]:
         """The numbers that differ in all shared runs that they are in; `runs`: where one starts here, and in the item,
         a bit each."""
@@ -217,7 +230,7 @@ class Containment(Rule):
                         other.setdefault(at, word)
         return tuple((theirs[at], other[at]) for at in sorted(other) if at not in equal)
 
-    def _another(self, theirs: list[str], same: int, words: list[str]) -> bool:
+    def _another(self, theirs: list[str], same: int, words: Sequence[str]) -> bool:
         """Whether what was not found makes it another question: in a short one any word of substance ("the letters of
         ELLIPSE", "of RADII"), in a long one a number that is nowhere in the pool's question."""
         missing = [word for at, word in enumerate(theirs) if not same >> at & 1]
@@ -234,17 +247,13 @@ class Containment(Rule):
             and alike.bit_count() >= self.copy * len(self._tokens[index])
         )
 
-    def _short_places(self, masked: list[bytes], start: int, end: int) -> list[tuple[int, int]]:
-        """Where a short question stands at the start or end of `masked[start:end]`, numbers masked."""
-        places = [(start, start + length) for length in self._short_first.get(masked[start], ())]
-        places += [(end - length, end) for length in self._short_last.get(masked[end - 1], ())]
-        return [(a, b) for a, b in places if start <= a and b <= end and tuple(masked[a:b]) in self._short]
-
-    def _short_matches(self, question: str, masked: list[bytes]) -> Iterator[Match]:
+    def _short_matches(self, question: str, masked: tuple[bytes, ...]) -> Iterator[Match]:
         seen = set()
         size = len(masked)
-        for start, end in self._short_places(masked, 0, size):
-            for index in self._short.get(tuple(masked[start:end]), ()):
+        lengths = range(self._shortest, min(self.n - 1, size) + 1)
+        places = [(0, length) for length in lengths] + [(size - length, size) for length in lengths]
+        for start, end in places:
+            for index in self._short.get(masked[start:end], ()):
                 alike = unmasked(question, masked)[start:end] == self._tokens[index]
                 if alike and index not in seen and _a_sentence(question, start, end - 1):
                     seen.add(index)
@@ -268,10 +277,10 @@ class S1Rule(Rule):
 
     def find_all(self, questions: Iterable[str]) -> Iterator[tuple[int, list[Match]]]:
         for place, question in enumerate(questions):
-            words = question.lower().split()
+            words = tuple(question.lower().split())
             shared: dict[int, dict[tuple[str, ...], int]] = {}
             for here, places in self._runs.shared(words):
-                run = tuple(words[here : here + self.n])
+                run = words[here : here + self.n]
                 for index in places:
                     shared.setdefault(index, {}).setdefault(run, here)
             if shared:
@@ -307,7 +316,7 @@ def decide_all(
         yield Decision(row.id, stage, worst.reason if worst else "", evidence)
 
 
-def _in_order(theirs: list[str], words: list[str]) -> bool:
+def _in_order(theirs: Sequence[str], words: Sequence[str]) -> bool:
     """Whether all of substance in the item stands in the pool's question in one stretch, with plain words at most
     between ("are in the set", "are there in the set"). A single letter may be a name: it counts as substance."""
     left, right = (

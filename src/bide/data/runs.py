@@ -22,39 +22,43 @@ class Runs:
         self._block = n - n // 4
         self._stride = n - self._block + 1
         self._columns = [slice(at, None, self._stride) for at in range(self._block)]
-        self._blocks: set[tuple[Hashable, ...]] = set()
+        self._steps = [min(1 << at, n - (1 << at)) for at in range((n - 1).bit_length())]
+        """How far to spread, one after the other, from the start of a run to its end."""
+        self._blocks: dict[tuple[Hashable, ...], None] = {}
+        """A dict for a set: most look-ups find nothing, which its smaller table tells faster."""
         self._places: dict[tuple[Hashable, ...], dict[int, int]] = {}
         for number, tokens in texts.items():
             if len(tokens) >= n:
-                self._blocks.update(_windows(tokens, self._block))
-            for at, run in enumerate(_windows(tokens, n)):
-                places = self._places.setdefault(run, {})
-                places[number] = places.get(number, 0) | 1 << at
+                self._blocks.update(dict.fromkeys(_windows(tokens, self._block)))
+            for run, starts in starts_of_runs(tokens, n).items():
+                self._places.setdefault(run, {})[number] = starts
 
-    def places(self, run: tuple[Hashable, ...]) -> Mapping[int, int]:
-        """Number of a text -> where in it that run starts, a bit for each place."""
-        return self._places.get(run, {})
-
-    def shared(self, tokens: Tokens) -> list[tuple[int, Mapping[int, int]]]:
-        """Each run of `tokens` that stands in some of the texts: where it starts, and its `places`. In order."""
+    def shared(self, tokens: tuple[Hashable, ...]) -> list[tuple[int, Mapping[int, int]]]:
+        """Each run of `tokens` that stands in some of the texts, in order: where it starts, and number of a text ->
+        where in that, a bit for each place."""
         blocks = zip(*map(tokens.__getitem__, self._columns))
         found: list[tuple[int, Mapping[int, int]]] = []
         n, before, places_of = self.n, self._stride - 1, self._places.get
         for at in compress(count(0, self._stride), map(self._blocks.__contains__, blocks)):
             for here in range(at - before if at > before else 0, at + 1):
-                places = places_of(tuple(tokens[here : here + n]))
+                places = places_of(tokens[here : here + n])
                 if places is not None:
                     found.append((here, places))
         return found
 
     def covered(self, starts: int) -> int:
         """The tokens in the runs that start there; a bit each, as in `starts`."""
-        found, width = starts, 1
-        while width < self.n:
-            step = min(width, self.n - width)
-            found |= found << step
-            width += step
-        return found
+        for step in self._steps:
+            starts |= starts << step
+        return starts
+
+
+def starts_of_runs(tokens: Tokens, n: int) -> dict[tuple[Hashable, ...], int]:
+    """Each run of `n` tokens -> where it starts, a bit for each place."""
+    found: dict[tuple[Hashable, ...], int] = {}
+    for at, run in enumerate(_windows(tokens, n)):
+        found[run] = found.get(run, 0) | 1 << at
+    return found
 
 
 def _windows(tokens: Tokens, size: int) -> Iterator[tuple[Hashable, ...]]:

@@ -10,17 +10,17 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import accumulate, chain
 
 NUMBER = "0"
 """What stands for every number in a skeleton."""
 
-_DRAWING = re.compile(r"\[asy\].*?(?:\[/asy\]|$)", re.DOTALL)
+_DRAWING = re.compile(r"\[asy\][^\[]*(?:\[(?!/asy\])[^\[]*)*(?:\[/asy\])?")
+_ENVIRONMENT = r"(?:begin|end)\*?\{[a-z]+\*?\}"
 _DROPPED = (
-    r"\\(?:begin|end)\*?\{[a-z]+\*?\}"  # an environment's name
-    r"|\\(?:left|right|bigg?[lrm]?|middle|displaystyle|textstyle|limits|nolimits|qquad|quad|hspace|vspace"
-    r"|text(?:bf|it|rm|sf|tt|sc|up|normal)?|emph|math(?:rm|bf|it|sf|tt|cal|bb|frak|scr|normal)|mbox|hbox|boldsymbol|bm"
-    r"|operatorname|mathop|overline|underline|phantom|hphantom|noindent|tag|item)(?![a-z])"
+    "left|right|bigg?[lrm]?|middle|displaystyle|textstyle|limits|nolimits|qquad|quad|hspace|vspace"
+    "|text(?:bf|it|rm|sf|tt|sc|up|normal)?|emph|math(?:rm|bf|it|sf|tt|cal|bb|frak|scr|normal)|mbox|hbox|boldsymbol|bm"
+    "|operatorname|mathop|overline|underline|phantom|hphantom|noindent|tag|item"
 )
 _SPELLED = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac",
@@ -30,7 +30,8 @@ _SPELLED = {
     "degree": "circ", "to": "rightarrow", "gets": "leftarrow", "land": "wedge", "lor": "vee", "lnot": "neg",
 }  # fmt: skip
 """Commands that mean what another one means, or nothing."""
-_SPELLINGS = rf"\\({'|'.join(_SPELLED)})(?![a-z])"
+_COMMAND = rf"\\(?=[b-eg-il-rt-v])(?:{_ENVIRONMENT}|(?:{_DROPPED}|{'|'.join(_SPELLED)})(?![a-z]))"
+"""What is dropped or spelled. The first letters are told so that other commands are passed by at once."""
 _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma sigma tau upsilon "
     "phi chi psi omega"
@@ -48,11 +49,11 @@ _SYMBOL = re.compile(f"[{''.join(_SYMBOLS)}]")
 _COMMA = r"(?:,|\{,\}|,\\!|\\,)"
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without blanks: a token a character
 _TOKEN = re.compile(rf"\d+|[{_CJK}]|[^\W\d_{_CJK}]+")
-_DROPPED_PART = re.compile(_DROPPED)
-_SPELLED_PART = re.compile(_SPELLINGS)
+_COMMAND_PART = re.compile(_COMMAND)
 _THOUSANDS = re.compile(rf"(?<=\d){_COMMA}(?=\d{{3}}(?!\d))")
 _TIGHT_FRACTION = re.compile(r"(\\[dtc]?frac\d)(?=\d)")
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(rf"\d(?:(?<=\\frac\d)|(?<=\\[dtc]frac\d)|\d*(?:{_COMMA}\d{{3}}(?!\d))*)")
+"""With its commas; in a tight fraction (\\frac12) the first digit by itself."""
 _PIECE = re.compile(r"\S+")
 _LONGEST_PIECE = 200
 _MOST_PIECES = 1 << 16
@@ -79,8 +80,9 @@ def _named(sign: re.Match[str]) -> str:
 
 
 def _plain_signs(text: str) -> str:
-    text = unicodedata.normalize("NFKC", _SYMBOL.sub(_named, text))
-    return text if text.isascii() else _SYMBOL.sub(_named, text)
+    text = _SYMBOL.sub(_named, text)
+    found = unicodedata.normalize("NFKC", text)
+    return found if found == text or found.isascii() else _SYMBOL.sub(_named, found)
 
 
 def _read(piece: str) -> list[str]:
@@ -93,7 +95,7 @@ def _read(piece: str) -> list[str]:
     if "," in text:
         text = _THOUSANDS.sub("", text)
     if "\\" in text:
-        text = _SPELLED_PART.sub(lambda match: f" {_SPELLED[match[1]]}", _DROPPED_PART.sub(" ", text))
+        text = _COMMAND_PART.sub(lambda command: f" {_SPELLED.get(command[0][1:], '')}", text)
         if "frac" in text:
             text = _TIGHT_FRACTION.sub(r"\1 ", text)
     return list(map(sys.intern, _TOKEN.findall(text)))
@@ -127,13 +129,11 @@ def skeleton(text: str) -> list[str]:
 
 _MASK = bytes(ord(NUMBER) if chr(code) in "0123456789" else code for code in range(256)).lower()
 _BLANK = bytes(code if code >= 128 or chr(code).isalnum() else 32 for code in range(256))
-_DROPPED_BYTES = re.compile(_DROPPED.encode())
-_SPELLED_BYTES = re.compile(_SPELLINGS.encode())
-_SPELLED_AS = {name.encode(): f" {meaning}".encode() for name, meaning in _SPELLED.items()}
-_THOUSANDS_MASKED = re.compile(rf"0{_COMMA}(?=000(?!0))".encode())
-_NUMBER_BYTES = NUMBER.encode()
+_COMMAND_BYTES = re.compile(_COMMAND.encode())
+_MEANING = {f"\\{name}".encode(): f" {meaning}".encode() for name, meaning in _SPELLED.items()}
+_LONG_NUMBER = re.compile(rf"0(?=[0,{{\\])(?<!\\frac0)(?:0+|{_COMMA}000(?!0))+".encode())
+"""With its commas; in a tight fraction what follows the first digit. One pass over the text for all."""
 _NO_WORD = re.compile(rf"[^\w\x00-\x7f{_CJK}]")
-_LONG_NUMBER = re.compile(rb"00+")
 _MARK = b"\xff"
 """A byte that is in no UTF-8."""
 _AT_ONCE = 256
@@ -154,15 +154,13 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def skeletons(texts: Iterable[str]) -> tuple[list[bytes], list[int]]:
+def skeletons(texts: Iterable[str]) -> tuple[tuple[bytes, ...], list[int]]:
     """All tokens of some texts as `skeleton` has them, in UTF-8, with a mark after each text that is no token; and
     where the marks are."""
     plain = [text.encode() if text.isascii() and "[asy]" not in text else _in_ascii(text).encode() for text in texts]
     whole = (b" %b " % _MARK).join([*plain, b""]).translate(_MASK)
-    whole = _DROPPED_BYTES.sub(b" ", _THOUSANDS_MASKED.sub(b"0", whole))
-    whole = _SPELLED_BYTES.sub(lambda match: _SPELLED_AS[match[1]], whole)
-    whole = _LONG_NUMBER.sub(b"0", whole.replace(rb"\frac00", rb"\frac0 0"))
-    found = whole.replace(b"0", b" 0 ").translate(_BLANK).split()
+    whole = _COMMAND_BYTES.sub(lambda command: _MEANING.get(command[0], b" "), whole)
+    found = tuple(_LONG_NUMBER.sub(b"0", whole).replace(b"0", b" 0 ").translate(_BLANK).split())
     marks = []
     at = -1
     for _ in plain:
@@ -184,13 +182,12 @@ def unmasked(text: str, masked: Iterable[bytes]) -> list[str]:
     text = without_drawings(text)
     if not text.isascii():
         text = _plain_signs(text)
-    if "," in text:
-        text = _THOUSANDS.sub("", text)
-    text = text.lower()
-    if "frac" in text:
-        text = _TIGHT_FRACTION.sub(r"\1 ", text)
-    numbers = iter(_NUMBER.findall(text))
-    return [next(numbers) if token == _NUMBER_BYTES else token.decode() for token in masked]
+    found = b" ".join(masked).decode().split()
+    at = -1
+    for number in _NUMBER.findall(text.lower()):
+        at = found.index(NUMBER, at + 1)
+        found[at] = number if number.isdigit() else "".join(filter(str.isdigit, number))
+    return found
 
 
 def token_places(text: str) -> list[tuple[int, int]]:
@@ -203,18 +200,17 @@ def token_places(text: str) -> list[tuple[int, int]]:
 
 def cut(text: str, count: int, first: int, last: int) -> str:
     """The part of `text` from the `first` to the `last` of its `count` tokens, in whole pieces."""
-    pieces = list(_PIECE.finditer(without_drawings(text)))
-    at = 0
-    for left in pieces:
-        at += len(_pieces[left[0]])
-        if at > first:
-            break
-    at = count
-    for right in reversed(pieces):
-        at -= len(_pieces[right[0]])
-        if at <= last:
-            break
-    return text[left.start() : right.end()]
+    plain = without_drawings(text)
+    pieces = plain.split()
+    before = _pieces_within(first, pieces)
+    behind = _pieces_within(count - 1 - last, reversed(pieces))
+    return text[len(text) - len(plain.split(None, before)[-1]) : len(plain.rsplit(None, behind)[0])]
+
+
+def _pieces_within(count: int, pieces: Iterable[str]) -> int:
+    """How many of the first pieces have no more than `count` tokens together."""
+    sums = accumulate(len(_pieces[piece]) for piece in pieces)
+    return next(number for number, tokens in enumerate(sums) if tokens > count)
 
 
 _PLAIN = """
