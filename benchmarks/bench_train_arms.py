@@ -12,7 +12,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # a checkout needs no installation
 
 from bide.train.plan import Plan
-from bide.train.recipe import TrainRecipe
+from bide.train.recipe import AUTO, TrainRecipe
+from bide.train.recompute_policies import FIT
+from bide.train.room import Room
 from bide.train.shapes import ModelShape
 
 TINY = ModelShape("tiny", 15, 64, 4, 2, 16, 128, 512, False)
@@ -28,14 +30,13 @@ class Arm:
     changes: dict[str, Any]
     """Of the recipe s1."""
     choices: tuple[dict[str, Any], ...]
-    max_tokens: int | None = None
-    """Of a pack. None: one pack for each GPU and step."""
     reference: bool = False
 
 
 PLAIN = {"backend": "cudnn-repeated", "recompute": "full", "compile": False}
 """The last choice: the least that can go wrong."""
 FAST = (
+    {"backend": "cudnn", "recompute": AUTO, "compile": True},
     {"backend": "cudnn", "recompute": "attention,matmuls:14", "compile": True},
     {"backend": "varlen", "recompute": "attention,matmuls:4", "compile": True},
     PLAIN,
@@ -46,21 +47,22 @@ SMALL = (
     PLAIN,
 )
 BF16 = {"weights": "bf16", "moments": "bf16"}
+INT8 = {"weights": "bf16", "moments": "int8"}
 ARMS: dict[str, Arm] = {
     "bide-bf16": Arm("qwen2.5-32b", BF16, FAST),
-    "bide-float8": Arm("qwen2.5-32b", {**BF16, "float8": "tensorwise"}, FAST),
+    "bide-float8": Arm("qwen2.5-32b", {**INT8, "float8": "tensorwise"}, FAST),
+    "bide-int8": Arm("qwen2.5-32b", INT8, FAST),
     "reference": Arm("qwen2.5-32b", BF16, ({},), reference=True),
     "bide-fp32w": Arm(
         "qwen2.5-32b",
         {"weights": "fp32", "moments": "bf16"},
-        ({"backend": "cudnn", "recompute": "full", "compile": True}, {**SMALL[1]}, PLAIN),
+        ({"backend": "cudnn", "recompute": AUTO, "compile": True}, {**SMALL[1]}, PLAIN),
     ),
-    "full-1.5b": Arm("qwen2.5-1.5b", BF16, ({**SMALL[0], "recompute": "matmuls"}, *SMALL), max_tokens=32_768),
+    "full-1.5b": Arm("qwen2.5-1.5b", BF16, ({**SMALL[0], "recompute": AUTO}, *SMALL)),
     "lora-7b": Arm(
         "qwen2.5-7b",
         {**BF16, "lora_rank": 16, "learning_rate": 1e-4},
-        ({**SMALL[0], "recompute": "attention,none:5"}, *SMALL),
-        max_tokens=32_768,
+        ({**SMALL[0], "recompute": AUTO}, *SMALL),
     ),
 }
 """Name -> arm, in the order in which they run."""
@@ -149,6 +151,7 @@ class Bide:
         world: Any,
         settings: dict[str, Any],
         max_tokens: int | None,
+        machine: Any,
     ) -> None:
         from bide.train.trainee import assemble
 
@@ -160,6 +163,7 @@ class Bide:
             world,
             weights=None,
             recomputed=settings["recompute"],
+            room=Room(shape, recipe, machine, settings["recompute"]) if settings["recompute"].endswith(FIT) else None,
             backend=settings["backend"],
             compiled=settings["compile"],
         )
@@ -193,6 +197,7 @@ class Reference:
         world: Any,
         settings: dict[str, Any],
         max_tokens: int | None,
+        machine: Any,
     ) -> None:
         import torch
         import transformers

@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # a checkout need
 from bench_train_arms import ARMS, PROMPT, TINY, Arm, Bide, Made, Marks, Reference, s1k_lengths
 
 from bide.train.plan import Plan
-from bide.train.recipe import TrainRecipe, s1
+from bide.train.recipe import AUTO, TrainRecipe, s1
 from bide.train.shapes import SHAPES, ModelShape
 
 PEAK = 989e12
@@ -37,7 +38,6 @@ def run_arm(options: argparse.Namespace) -> None:
     for text in () if arm.reference else options.set:  # the reference is what it is
         name, _, value = text.partition("=")
         settings[name] = {"true": True, "false": False}.get(value.lower(), value)
-    most = int(settings.get("max_tokens") or arm.max_tokens or 0)
     name = options.shape or arm.shape
     shape = TINY if name == "tiny" else SHAPES[name]
     small = name == "tiny"
@@ -48,6 +48,9 @@ def run_arm(options: argparse.Namespace) -> None:
     prompt = 4 if small else PROMPT
     plan = Plan.make(lengths, recipe, shape, loss_lengths=[count - prompt for count in lengths])
     with start_world() as world:
+        machine = machine_of(world)
+        choose(settings, plan, machine)
+        most = int(settings.get("max_tokens") or 0)
         if world.device.type == "cpu":
             torch.set_num_threads(1)
             settings["backend"] = None
@@ -55,7 +58,8 @@ def run_arm(options: argparse.Namespace) -> None:
         needed = sorted({i for step in plan.steps[: options.warmup + options.steps + 1] for i in step.samples})
         samples = {i: Made(draw.choices(range(shape.vocab), k=lengths[i]), ((prompt, lengths[i]),)) for i in needed}
         cap = max(most // (100 if small else 1), max(lengths)) if most else None
-        runner: Any = (Reference if arm.reference else Bide)(shape, recipe, plan, samples, world, settings, cap)
+        made_by: Any = Reference if arm.reference else Bide
+        runner = made_by(shape, recipe, plan, samples, world, settings, cap, machine)
         if world.device.type == "cuda":
             if not arm.reference:
                 prepare_attention(runner.made, max(lengths))
@@ -87,7 +91,7 @@ def run_arm(options: argparse.Namespace) -> None:
             write(options, result, world)
         if world.is_first and not arm.reference:
             try:
-                result["forecast"] = foretold(plan, settings, cap, result, max(p[1] for p in peaks))
+                result["forecast"] = foretold(plan, settings, cap, result, max(p[1] for p in peaks), machine)
             except Exception as error:  # the others wait for this process to profile
                 result["forecast"] = {"error": f"{type(error).__name__}: {error}"}
         write(options, result, world)
@@ -195,34 +199,48 @@ def balance(plan: Plan, numbers: Sequence[int], processes: int, arm: Arm, cap: i
     return done / taken
 
 
+def machine_of(world: Any) -> Any:
+    """As forecasts know it; None: they do not."""
+    import torch
+
+    from bide.train.gpus import GPUS, Machine
+
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else ""
+    name = next((name for name in GPUS if name.upper() in device.upper()), None)
+    return None if name is None else Machine(GPUS[name], world.size)
+
+
+def choose(settings: dict[str, Any], plan: Plan, machine: Any) -> None:
+    """What `bide train run` would take in place of "auto"."""
+    from bide.train.forecast import forecast
+
+    if settings.get("recompute") == AUTO:
+        told = None if machine is None else forecast(plan, machine)
+        settings["recompute"] = "attention" if told is None else told.recompute
+        if told is not None:
+            settings.setdefault("max_tokens", told.max_tokens)
+
+
 def foretold(
-    plan: Plan, settings: dict[str, Any], cap: int | None, result: dict[str, Any], peak: float
+    plan: Plan, settings: dict[str, Any], cap: int | None, result: dict[str, Any], peak: float, machine: Any
 ) -> dict[str, Any]:
     """What `bide train plan` counts with for the same packs and settings, and measured over that: of the GPU-hours of
-    the plan, and of the allocator's peak with the longest pack that was measured."""
-    from bide.train.forecast import seconds_per_step
-    from bide.train.gpus import GPUS, Machine
-    from bide.train.memory import GIB, memory
-    from bide.train.shares import longest_pack, padded, share
+    the plan, and of the allocator's peak with the packs that were measured."""
+    from bide.train.memory import GIB
+    from bide.train.pace import peak as peak_of
+    from bide.train.pace import seconds_per_step
+    from bide.train.shares import longest_pack, share
 
-    name = next((name for name in GPUS if name.upper() in result["device"].upper()), None)
-    if name is None:
+    if machine is None:
         return {}
-    recipe = plan.recipe.with_(recompute=settings["recompute"], compile=settings["compile"])
-    machine = Machine(GPUS[name], result["gpus"])
-    same = Plan(plan.tokens, plan.loss_tokens, plan.steps, recipe, plan.shape, plan.data)
-    shares = share(plan, machine.count, cap or longest_pack(plan, machine.count))
-    seconds = seconds_per_step(same, machine, shares, settings["recompute"])
+    same = replace(plan, recipe=plan.recipe.with_(recompute=settings["recompute"], compile=settings["compile"]))
+    longest = cap or longest_pack(plan, machine.count)
+    seconds = seconds_per_step(same, machine, share(plan, machine.count, longest), settings["recompute"])
     hours = seconds * len(plan.steps) * machine.count / 3600
-    steps = range(0, result["warmup"] + result["steps"])
-    layouts = [plan.layout(k, machine.count, cap) for k in steps]
-    longest = max(sum(plan.tokens[i] for i in pack) for layout in layouts for rank in layout for pack in rank)
-    passes = max(len(rank) for layout in layouts for rank in layout)
-    held = memory(
-        plan.shape, recipe, machine.count, tokens=padded(longest), recompute=settings["recompute"], passes=passes
-    )
+    measured = share(plan, machine.count, longest, numbers=range(result["warmup"] + result["steps"]))
+    held = peak_of(same, machine, measured, settings["recompute"])
     return {
-        "longest_pack": longest,
+        "longest_pack": max(tokens for step in measured.steps for each in step for tokens, _ in each),
         "seconds_per_step": round(seconds, 3),
         "gpu_hours": round(hours, 3),
         "allocated_gib": round(held.allocated / GIB, 1),

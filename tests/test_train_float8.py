@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from bide.errors import UsageError  # noqa: E402
-from bide.train import float8  # noqa: E402
+from bide.train import float8, recompute  # noqa: E402
 from bide.train.float8 import RECIPES, Float8Linear, use_float8  # noqa: E402
 
 torch.set_num_threads(1)
@@ -140,6 +141,79 @@ def test_compiled_and_checkpointed_layers_in_float8() -> None:
             ].sum().backward()
     for (name, a), b in zip(eager.model.named_parameters(), compiled.model.parameters()):
         torch.testing.assert_close(a.grad, b.grad, rtol=2e-2, atol=2e-2 * float(a.grad.abs().max()), msg=name)
+
+
+@pytest.fixture
+def kernels_chosen_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inductor compiles for the host, but weighs as for a GPU whether sums along rows and along columns are to be one
+    kernel, with the guards that this leaves. Such kernels are not made, and no kernel is run."""
+    from torch._inductor import async_compile, scheduler
+    from torch._inductor.codecache import PyCodeCache
+
+    node, fusion = scheduler.BaseSchedulerNode, scheduler.MixOrderReduction
+    weigh = fusion.can_fuse
+
+    def can_fuse(*nodes: Any) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(node, "is_gpu", lambda _: True)
+            patch.setattr(node, "get_device", lambda _: torch.device("cuda", 0))
+            weigh(*nodes)
+        return False
+
+    monkeypatch.setattr(fusion, "can_fuse", can_fuse)
+    monkeypatch.setattr(async_compile.AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
+    guards = torch._C._dynamo.guards
+    monkeypatch.setattr(
+        guards, "_empty_strided_cpu", lambda size, stride, kind: torch.empty_strided(size, stride, dtype=kind)
+    )
+    monkeypatch.setattr(
+        guards, "_reinterpret_tensor",
+        lambda x, size, stride, offset=0: torch.as_strided(x.detach(), size, stride, offset),
+    )  # fmt: skip
+    recompute._COMPILED.clear()
+    torch._dynamo.reset()
+    with torch._inductor.config.patch({"fx_graph_cache": False, "triton.mix_order_reduction": True}):
+        yield
+    recompute._COMPILED.clear()
+    torch._dynamo.reset()
+    PyCodeCache.cache_clear()
+
+
+def compiles_once(recipe: str, rows: Sequence[int], backend: str, **shape: int) -> None:
+    """One layer on tensors without memory, in float8 or ("") not."""
+    transformers = pytest.importorskip("transformers")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from bide.train.attention import Documents, register
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        config = transformers.Qwen2Config(vocab_size=64, num_hidden_layers=1, num_key_value_heads=2, **shape)
+        model = transformers.Qwen2ForCausalLM._from_config(config, attn_implementation=register()).train()
+        if recipe:
+            use_float8(model, recipe)
+        recompute.wrap_layers(model.model.layers, "attention", compiled=True, backend=backend)
+        for row in rows:
+            documents, ids = Documents.make([row - 9], row=row), torch.zeros(1, row, dtype=torch.int64)
+            model.model(input_ids=ids, use_cache=False, **documents.arguments()).last_hidden_state.sum().backward()
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, f"again for {row} tokens"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("recipe", ["", *RECIPES])
+def test_the_choice_of_kernels_compiles_no_layer_again(recipe: str, kernels_chosen_as_for_a_gpu: None) -> None:
+    """On 4 GPUs each pack of under 5,120 tokens, the first of its kind, took half a minute in the midst of training."""
+    shape = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}
+    compiles_once(recipe, (7680, 4992, 20_608), "inductor", **shape)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("recipe", "first"), [("", 256), ("tensorwise", 256), ("rowwise", 64)])
+def test_a_first_row_as_long_as_the_model_is_wide_is_no_exception(recipe: str, first: int) -> None:
+    """As its hidden states, or a head: the compiler takes sizes that are equal for one."""
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    compiles_once(recipe, (first, 96, 256, 64, 512), "aot_eager", **shape)
 
 
 def test_what_cannot_be_multiplied_in_float8() -> None:

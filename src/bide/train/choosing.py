@@ -17,6 +17,8 @@ from .gpus import GPUS, Machine
 from .host_memory import available_bytes
 from .memory import COMPUTE_BYTES, GIB, checkpoint_bytes, state_bytes
 from .plan import Plan
+from .recompute_policies import FIT
+from .room import Room
 from .sharding import World
 
 HOST_USABLE = 0.8
@@ -57,6 +59,8 @@ class Ready:
     """None for a device that no forecast knows."""
     told: Forecast | None
     recomputed: str
+    room: Room | None
+    """What a policy that ends in "fit" asks before each pack; None for the others."""
     max_tokens: int | None
     in_background: bool
     """Whether checkpoints are written while the training goes on."""
@@ -78,7 +82,7 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
     if kind is None:
         if world.device.type == "cuda":
             notes.append(f"there is no forecast for {name}: recompute={recomputed}, packs as long as they come")
-        return Ready(world, None, None, recomputed, settings.max_tokens, in_background, tuple(notes))
+        return Ready(world, None, None, recomputed, None, settings.max_tokens, in_background, tuple(notes))
     machine = Machine(kind, world.size)
     known = settings.calibration
     calibration = Calibration.read(known) if known is not None and known.exists() else None
@@ -88,7 +92,9 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
             f"this does not fit {machine.label}: {told.reason}", hint="; ".join(told.remedies) or "use more GPUs"
         )
     longest = settings.max_tokens or told.max_tokens
-    return Ready(world, machine, told, told.recompute, longest, in_background, tuple(notes))
+    larger = told.factors[1] if told.factors else 1.0
+    room = Room(plan.shape, recipe, machine, told.recompute, larger) if told.recompute.endswith(FIT) else None
+    return Ready(world, machine, told, told.recompute, room, longest, in_background, tuple(notes))
 
 
 def _save_in_background(plan: Plan, settings: RunSettings, world: World, notes: list[str]) -> bool:

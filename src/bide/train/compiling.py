@@ -21,5 +21,9 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     # Nor is there a setting that changes. As an input, the epsilon of a norm would be cast by a kernel for the host, at
     # each call, which asks for a C++ compiler besides.
     torch._dynamo.config.specialize_float = True
+    # Nor may the number of tokens choose kernels. Sums over the same numbers along rows and along columns (a norm's
+    # gradients; a bias's and a scale of float8) become one kernel from twice as many tokens as columns on, and from
+    # 5 Mi numbers on. A row on the other side of a bound would compile the layer again, forward and backward.
+    torch._inductor.config.triton.mix_order_reduction = False
     made: Callable[..., Any] = torch.compile(function, dynamic=True, **options)
     return made

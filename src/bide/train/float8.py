@@ -108,7 +108,8 @@ def _product(
 
 
 def _multiply(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, kind: torch.dtype, fast: bool) -> Tensor:
-    return ((a.float() @ b.float()) * (a_scale * b_scale)).to(kind)
+    product = (a.float() @ b.float()) * (a_scale * b_scale)
+    return product if product.dtype is kind else product.to(kind)  # torch 2.11 compiles an idle cast to no gradient
 
 
 def _multiply_on_cuda(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, kind: torch.dtype, fast: bool) -> Tensor:

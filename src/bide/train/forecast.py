@@ -1,8 +1,6 @@
 """What a plan will take on a machine: memory, minutes, GPU-hours, dollars; and if it does not fit, what would.
 
-A pass takes as long as its dearest pack: matrix work and attention at measured rates, what is computed again included;
-or as long as its collectives, if that is longer. What earlier runs measured corrects both time and memory
-(`Calibration`).
+Time and memory of one way to do it are `pace`'s; what earlier runs measured corrects both (`Calibration`).
 """
 
 from __future__ import annotations
@@ -14,27 +12,14 @@ from typing import Any
 from . import recompute_policies
 from .calibration import Calibration
 from .gpus import GPUS, PRICES, Machine
-from .memory import GIB, Memory, limit, memory, most_tokens, state_bytes, trained_parameters, variant_of, widths_of
+from .memory import GIB, Memory, limit, memory, most_tokens, state_bytes, variant_of
+from .pace import by_pack, peak, seconds_per_step
 from .plan import Plan
 from .recipe import AUTO, TrainRecipe
 from .shares import Sharer, Shares, padded
 
 TABLE_COUNTS = (1, 2, 4, 8, 16)
 """Numbers of GPUs in a table of forecasts."""
-MATRIX_SHARE = {True: 0.543, False: 0.514}
-"""Compiled or not -> part of the bf16 peak that layers reach, all that is no attention counted as matrix work. Fitted
-to three measured probes of a 32B shape on 4 H200 (FSDP2, one document of 16K or 32K tokens each)."""
-FLOAT8_GAIN = {"": 1.0, "tensorwise": 1.39, "rowwise": 0.97}
-"""How much quicker matrix work is. Measured on the MLP of a 32B on one H100; that all of a layer gains as much is
-assumed."""
-ATTENTION_SHARE = 0.664
-"""Part of the bf16 peak that causal attention nears as documents grow, forward and backward, and"""
-ATTENTION_KEYS = 3_800
-"""what each token costs beside, in keys more than it sees. Measured with cuDNN on one H100: a document of 20,992 tokens
-reaches 0.56 of the peak, a row of five documents from 1,100 to 9,109 tokens 0.41."""
-STEP_SECONDS, PASS_SECONDS = 0.1, 0.05
-"""Of an optimizer step beside its passes and its update (clipping, data), and of a pass beside its work (the first
-gather, the last sum)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +111,9 @@ def forecast(
 ) -> Forecast:
     """The quickest way to run `plan` on `machine` that fits, or why there is none.
 
-    With `recompute="auto"` all policies are tried and, of mixtures of two, that with as many layers of the dearer one
-    as fit. `remedies`: whether to look for what would help where nothing fits. `sharer`: of this plan's samples, to be
-    used again.
+    With `recompute="auto"` all policies are tried, and mixtures of two, where each pack has as many layers of the
+    dearer one as it leaves room for. `remedies`: whether to look for what would help where nothing fits. `sharer`: of
+    this plan's samples, to be used again.
     """
     recipe, price = plan.recipe, prices[machine.gpu.name]
     base = Forecast(machine, len(plan.steps), price, Memory({}, "", 0.0), recipe.recompute)
@@ -140,7 +125,7 @@ def forecast(
     sharer = sharer or Sharer(plan)
     for shares in sharer.ways(machine.count):
         for choice in _choices(plan, machine, shares, larger):
-            seconds = seconds_per_step(plan, machine, shares, choice) * slower
+            seconds = seconds_per_step(plan, machine, shares, choice, larger) * slower
             if best is None or seconds < best[0]:
                 best = (seconds, shares, choice)
     if best is None:
@@ -150,7 +135,7 @@ def forecast(
     flops = _model_flops(plan) / len(plan.steps)
     return replace(
         base,
-        memory=_memory(plan, machine, shares.max_tokens, choice, shares.one_pass, larger),
+        memory=_scaled(peak(plan, machine, shares, choice, larger), larger),
         recompute=choice,
         max_tokens=shares.max_tokens,
         passes=shares.passes,
@@ -176,57 +161,29 @@ def table(
     return [forecast(plan, machine, prices=prices, calibration=calibration, sharer=sharer) for machine in machines]
 
 
-def _memory(plan: Plan, machine: Machine, tokens: int, choice: str, one_pass: bool, larger: float) -> Memory:
-    used = memory(plan.shape, plan.recipe, machine.count, tokens=tokens, recompute=choice, passes=1 if one_pass else 2)
-    return replace(used, parts={name: size * larger for name, size in used.parts.items()}) if larger != 1 else used
+def _scaled(found: Memory, larger: float) -> Memory:
+    return replace(found, parts={name: size * larger for name, size in found.parts.items()}) if larger != 1 else found
+
+
+def _longest(plan: Plan, machine: Machine, tokens: int, choice: str, larger: float) -> Memory:
+    """What a pack of `tokens` has to find room for: the step's gradients too, see `room`."""
+    return _scaled(memory(plan.shape, plan.recipe, machine.count, tokens=0, later=tokens, recompute=choice), larger)
 
 
 def _choices(plan: Plan, machine: Machine, shares: Shares, larger: float) -> list[str]:
     """What may be recomputed such that the longest pack fits."""
 
     def fits(choice: str) -> bool:
-        return _memory(plan, machine, shares.max_tokens, choice, shares.one_pass, larger).fits(machine)
+        return _longest(plan, machine, shares.max_tokens, choice, larger).fits(machine)
 
-    if plan.recipe.recompute != AUTO:
-        return [plan.recipe.recompute] if fits(plan.recipe.recompute) else []
+    told = plan.recipe.recompute
+    if told != AUTO:
+        least = f"{told.removesuffix(recompute_policies.FIT)}0" if by_pack(told) else told
+        return [told] if fits(least) else []
     names = list(recompute_policies.VARIANTS[variant_of(plan.recipe)])  # from the least memory to the most
     whole = [name for name in names if fits(name)]
-    mixed = []
-    for name in whole:
-        for other in names[names.index(name) + 1 :]:
-            if other in whole:
-                continue
-            low, high = 0, plan.shape.layers
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if fits(f"{name},{other}:{middle}") else (low, middle - 1)
-            mixed += [f"{name},{other}:{low}"] if low else []
-    return [*whole, *mixed]
-
-
-def seconds_per_step(plan: Plan, machine: Machine, shares: Shares, choice: str) -> float:
-    """In the mean over all steps of the plan, shared like this, under this choice of `recompute_policies`; whether it
-    fits is not asked."""
-    shape, recipe, gpu = plan.shape, plan.recipe, machine.gpu
-    trained = trained_parameters(shape, recipe)
-    again = 2.0 * recompute_policies.recomputed_weights(choice, shape.layers, widths_of(shape))
-    layers = shape.layers * shape.layer_matmul_parameters
-    # Frozen matrices are multiplied forward and for the gradient of their input; only adapters get gradients.
-    work = 4.0 * layers + 6.0 * trained + again if recipe.lora_rank else 6.0 * layers + again
-    head = (4.0 if recipe.lora_rank else 6.0) * shape.head_parameters
-    peak = gpu.bf16_tflops * 1e12
-    reached = peak * MATRIX_SHARE[recipe.compile]
-    a_token = work / (reached * FLOAT8_GAIN[recipe.float8]) + head / reached
-    attentions = 6.0 * shape.layers + 2.0 * recompute_policies.layers_attending_again(choice, shape.layers)
-    a_square = attentions * shape.attention_width / (peak * ATTENTION_SHARE)
-    least = _collective_seconds(plan, machine)
-    passes = [each for step in shares.steps for each in step]
-    busy = sum(
-        max(least, *(a_token * n + a_square * (squares + ATTENTION_KEYS * n) for n, squares in each)) for each in passes
-    )
-    mean = busy / len(shares.steps) * plan.total_tokens / len(plan.steps) / shares.tokens  # to the mean of all steps
-    moved = 2.0 * sum(state_bytes(shape, recipe).values()) / machine.count
-    return mean + STEP_SECONDS + shares.passes * PASS_SECONDS + moved / (gpu.memory_gb_per_second * 1e9)
+    others = [name for name in names if name not in whole]
+    return [*whole, *(f"{whole[-1]},{other}:{recompute_policies.FIT}" for other in others if whole)]
 
 
 def _model_flops(plan: Plan) -> int:
@@ -235,24 +192,17 @@ def _model_flops(plan: Plan) -> int:
     return plan.total_flops - spared
 
 
-def _collective_seconds(plan: Plan, machine: Machine) -> float:
-    """Of one pass: all weights gathered twice in bf16, all gradients summed in fp32."""
-    moved = 2 * 2.0 * plan.shape.parameters + 4.0 * trained_parameters(plan.shape, plan.recipe)
-    return (machine.count - 1) / machine.count * moved / (machine.link_gb_per_second * 1e9)
-
-
 def _too_small(plan: Plan, base: Forecast, larger: float) -> Forecast:
     """Why not even the least fits, in figures."""
     machine, recipe = base.machine, plan.recipe
     choice = "full" if recipe.recompute == AUTO else recipe.recompute
-    one_pass = len(plan.steps[0].samples) <= machine.count
-    used = _memory(plan, machine, padded(max(plan.tokens)), choice, one_pass, larger)
+    used = _longest(plan, machine, padded(max(plan.tokens)), choice, larger)
     states = sum(state_bytes(plan.shape, recipe).values()) * larger / machine.count / GIB
     top = limit(machine) / GIB
     if states > top:
         reason = f"weights, gradients and moments alone take {states:.1f} GiB of each GPU; {top:.1f} can be used"
     else:
-        most = most_tokens(plan.shape, recipe, machine, recompute=choice, passes=1 if one_pass else 2)
+        most = most_tokens(plan.shape, recipe, machine, recompute=choice)
         reason = (
             f"the longest sample ({max(plan.tokens):,} tokens) needs {used.total / GIB:.1f} GiB of each GPU; "
             f"{top:.1f} can be used, which is enough for {most:,} tokens"

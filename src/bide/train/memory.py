@@ -19,8 +19,6 @@ from .shapes import ModelShape
 GIB = 1 << 30
 COMPUTE_BYTES = 2
 """A number in bf16, in which layers compute."""
-REDUCE_BYTES = 4
-"""A number of a gradient while it is summed over GPUs."""
 STATE_BYTES: dict[str, float] = {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 128}
 """A number of weights, gradients or moments, by type; 8-bit blocks of 128 have a scale each."""
 FOUR_BIT_BYTES = 0.5 + 0.127 / 8
@@ -31,9 +29,11 @@ LOGITS_BYTES = COMPUTE_BYTES
 """A logit, whose gradient takes its place."""
 HEAD_ROWS = 32_768
 """Rows of the head whose gradient is added to at a time (there too)."""
+SUMMED_FIRST = 4
+"""A number of the head's gradient while the loss adds to it."""
 CONTEXT_GIB, CONTEXT_GIB_ALONE = 3.0, 1.0
 """Of CUDA, libraries and, with several GPUs, NCCL."""
-USABLE = 0.94
+USABLE = 0.93
 """Part of a GPU's memory that a plan may fill; the rest is for fragments and what is not modelled."""
 
 
@@ -122,15 +122,41 @@ def variant_of(recipe: TrainRecipe) -> str:
     return "uncompiled" if not recipe.compile else "float8" if recipe.float8 else ""
 
 
-def memory(
-    shape: ModelShape, recipe: TrainRecipe, gpus: int, *, tokens: int, recompute: str, passes: int = 1
-) -> Memory:
-    """The peak of one of `gpus` GPUs whose longest pack has `tokens`, in steps of `passes` packs.
+def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
+    """A number of a gradient while it is summed over GPUs."""
+    return int(STATE_BYTES[recipe.reduce]) if gpus > 1 else COMPUTE_BYTES
 
-    `recompute`: a choice of `recompute_policies`. With one pass, the step's gradients are not there yet when its
-    activations are most.
+
+def memory(shape: ModelShape, recipe: TrainRecipe, gpus: int, *, tokens: int, recompute: str, later: int = 0) -> Memory:
+    """The peak of one of `gpus` GPUs, in steps whose first pack has at most `tokens`, and those behind it `later`; 0:
+    there are none.
+
+    `recompute`: a choice of `recompute_policies`, none of ":fit". While the first pack is computed the step's gradients
+    are not there yet; all of them are while the later ones are. What a GPU needs is more: see `room`.
     """
+    found: dict[str, dict[str, float]] = {}
+    if tokens:
+        first = moments(shape, recipe, gpus, tokens, recompute, gradients=False)
+        found |= {f"{name}, first pack" if later else name: parts for name, parts in first.items()}
+    if later:
+        second = moments(shape, recipe, gpus, later, recompute, gradients=True)
+        found |= {f"{name}, later pack": parts for name, parts in second.items()}
+    moment = max(found, key=lambda name: sum(found[name].values()))
+    parts = {name: size for name, size in found[moment].items() if size}
+    return Memory(parts, moment, context_bytes(gpus))
+
+
+def context_bytes(gpus: int) -> float:
+    """What CUDA and libraries take of a GPU beside the allocator."""
+    return (CONTEXT_GIB if gpus > 1 else CONTEXT_GIB_ALONE) * GIB
+
+
+def moments(
+    shape: ModelShape, recipe: TrainRecipe, gpus: int, tokens: int, recompute: str, *, gradients: bool
+) -> dict[str, dict[str, float]]:
+    """Each moment of one pass -> what is there, in bytes by name. gradients: whether those of a pack before are."""
     trains_all = not recipe.lora_rank
+    summed = reduce_bytes(recipe, gpus)
     states = {name: size / gpus for name, size in state_bytes(shape, recipe).items()}
     kept = {name: size for name, size in states.items() if name != "gradients"}
     number, head, layer = float(COMPUTE_BYTES * tokens), float(shape.head_parameters), float(shape.layer_parameters)
@@ -144,20 +170,20 @@ def memory(
         activations.append(activations[-1] + number * (shape.hidden + policies[name].kept(widths)))
     logits = float(LOGITS_TOKENS * shape.vocab * LOGITS_BYTES)
     found: dict[str, dict[str, float]] = {}
-    of_head = {"gradient of the output matrix": head * REDUCE_BYTES} if trains_all else {}
+    of_head = {"gradient of the output matrix": head * SUMMED_FIRST} if trains_all else {}
     if trains_all:  # logits and what is added to the gradient at a time; then the gradient in bf16, beside itself
-        logits = max(logits + min(HEAD_ROWS, shape.vocab) * shape.hidden * REDUCE_BYTES, head * COMPUTE_BYTES)
+        logits = max(logits + min(HEAD_ROWS, shape.vocab) * shape.hidden * SUMMED_FIRST, head * COMPUTE_BYTES)
     found["the loss"] = {
-        **kept, **(states if passes > 1 else {}), **matrix, **of_head,
+        **kept, **(states if gradients else {}), **matrix, **of_head,
         "activations": activations[-1],
         "the last norm and the loss": number * 5 * shape.hidden + logits,
         "gathered layers": gathered * (gpus > 1),
     }  # fmt: skip
     of_layers = shape.layers * layer / shape.parameters if trains_all else 1.0  # part of all that is trained
     for place in _turns(names):
-        done = 1.0 if passes > 1 else of_layers * (shape.layers - 1 - place) / shape.layers
+        done = 1.0 if gradients else of_layers * (shape.layers - 1 - place) / shape.layers
         there = {**kept, "gradients": states["gradients"] * done, **matrix, **of_matrix}
-        behind = layer * REDUCE_BYTES if trains_all and place < shape.layers - 1 else 0.0
+        behind = layer * summed if trains_all and place < shape.layers - 1 else 0.0
         at = f"the backward pass of layer {place + 1} of {shape.layers}"
         found[at] = {
             **there,
@@ -171,14 +197,12 @@ def memory(
                 **there,
                 "activations": activations[place] + number * shape.hidden,
                 "gathered layers": gathered * (gpus > 1),
-                "gradients of a layer": layer * (COMPUTE_BYTES + REDUCE_BYTES * (1 + 1 / gpus)),
+                "gradients of a layer": layer * (COMPUTE_BYTES + summed * (1 + 1 / gpus)),
             }
     if trains_all:
-        of_embedding = head * (COMPUTE_BYTES + REDUCE_BYTES * (1 + 1 / gpus))
+        of_embedding = head * (COMPUTE_BYTES + summed * (1 + 1 / gpus))
         found["the end of the backward pass"] = {**states, **of_matrix, "gradients of the embedding": of_embedding}
-    moment = max(found, key=lambda name: sum(found[name].values()))
-    parts = {name: size for name, size in found[moment].items() if size}
-    return Memory(parts, moment, (CONTEXT_GIB if gpus > 1 else CONTEXT_GIB_ALONE) * GIB)
+    return found
 
 
 def _turns(names: list[str]) -> list[int]:
@@ -190,11 +214,11 @@ def _turns(names: list[str]) -> list[int]:
     return sorted(place for place in found if 0 <= place <= last)
 
 
-def most_tokens(shape: ModelShape, recipe: TrainRecipe, machine: Machine, *, recompute: str, passes: int) -> int:
-    """The longest pack that fits, in tokens; 0 where even none does."""
+def most_tokens(shape: ModelShape, recipe: TrainRecipe, machine: Machine, *, recompute: str) -> int:
+    """The longest pack that fits beside the step's gradients, in tokens; 0 where even none does."""
     low, high = 0, 1 << 22
     while low < high:
         middle = (low + high + 1) // 2
-        used = memory(shape, recipe, machine.count, tokens=middle, recompute=recompute, passes=passes)
+        used = memory(shape, recipe, machine.count, tokens=0, later=middle, recompute=recompute)
         low, high = (middle, high) if used.fits(machine) else (low, middle - 1)
     return low

@@ -22,6 +22,7 @@ LossWeighting = Literal["sample_mean", "token_mean"]
 TooLong = Literal["refuse", "drop", "truncate"]
 Weights = Literal["fp32", "bf16"]
 Moments = Literal["fp32", "bf16", "int8"]
+Reduce = Literal["fp32", "bf16"]
 Float8 = Literal["", "tensorwise", "rowwise"]
 LastBatch = Literal["wrap", "drop", "short"]
 
@@ -73,6 +74,8 @@ class TrainRecipe:
     rounding."""
     moments: Moments = "bf16"
     """Of AdamW's two moments."""
+    reduce: Reduce = "fp32"
+    """Of gradients while they are summed over several GPUs. "bf16", what s1's trainer did, moves half the bytes."""
     recompute: str = AUTO
     """Which activations are computed again in the backward pass: a choice as in `recompute_policies`, or "auto"."""
     compile: bool = True
@@ -191,10 +194,14 @@ def s1() -> TrainRecipe:
     """s1-32B (paper, appendix D; the reference's train/sft.sh): 5 epochs of s1K, 16 samples a step, 315 steps.
 
     The reference keeps weights, gradients and moments in fp32 (16 bytes a parameter); here the moments are bf16 unless
-    told otherwise, which is what lets 4 GPUs of 141 GB hold it.
+    told otherwise, which is what lets 4 GPUs of 141 GB hold it. Gradients are summed in bf16, as by accelerate 1.0.1
+    under `--bf16` (`reduce_dtype` of its FSDP plugin).
     """
     return TrainRecipe(
-        "s1", "s1-32B: s1K, 5 epochs, 16 samples a step, each sample of the same weight", max_length=32_768
+        "s1",
+        "s1-32B: s1K, 5 epochs, 16 samples a step, each sample of the same weight",
+        reduce="bf16",
+        max_length=32_768,
     )
 
 

@@ -9,6 +9,7 @@ stay, and hooks of `fully_shard` run outside of the compiled function. Call it b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,26 +18,49 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from .attention import documents_attention
 from .compiling import compiled as compile_
-from .recompute_policies import parse
+from .recompute_policies import FIT, parse
 
 ATTENTION = documents_attention._opoverload
 MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._scaled_mm.default)
 
 
+@dataclass
+class Fitting:
+    """How many of the last layers follow the second policy of a choice that ends in "fit", from the next forward pass
+    on. A forward pass that begins with one number ends with it; what is behind it, its backward pass too, does not ask.
+    """
+
+    layers: int = 0
+
+
 def wrap_layers(
     layers: Iterable[Any], choice: str = "full", *, compiled: bool = False, backend: str = "inductor"
-) -> None:
+) -> Fitting | None:
     """Let each of `layers` follow `choice` ("full", "attention", "attention,matmuls:12", "layers:8", ...), in place.
 
     compiled: run each layer through torch.compile, with a number of tokens that may change from call to call; `backend`
-    is the compiler's. Raises `UsageError` for a choice that is none.
+    is the compiler's. Returns what to set before each pack for a choice that ends in "fit", else None. Raises
+    `UsageError` for a choice that is none.
     """
     modules = list(layers)
-    for layer, name in zip(modules, parse(choice, len(modules))):
+    fitting = Fitting() if choice.endswith(FIT) else None
+    least, most = (parse(choice, len(modules), fitting=count) for count in (0, len(modules) if fitting else 0))
+    for place, (layer, name, other) in enumerate(zip(modules, least, most)):
         assert "forward" not in vars(layer), "this layer is wrapped already"
         random = any(isinstance(module, torch.nn.Dropout) and module.p for module in layer.modules())
-        run = _compiled(name, backend, random) if compiled else _RUNS[name](random)
-        layer.forward = partial(run, layer)
+        runs = [_compiled(n, backend, random) if compiled else _RUNS[n](random) for n in (name, other)]
+        if fitting is None:
+            layer.forward = partial(runs[0], layer)
+        else:
+            layer.forward = partial(_by_fitting, fitting, len(modules) - place, runs, layer)
+    return fitting
+
+
+def _by_fitting(
+    fitting: Fitting, from_the_end: int, runs: list[Callable[..., Any]], layer: Any, *args: Any, **settings: Any
+) -> Any:
+    """from_the_end: 1 for the last layer."""
+    return runs[from_the_end <= fitting.layers](layer, *args, **settings)
 
 
 def _plain(random: bool) -> Callable[..., Any]:
@@ -89,5 +113,14 @@ def _compiled(name: str, backend: str, random: bool) -> Callable[..., Any]:
     """One compiled function for all layers of a policy, which are arguments to it: compiled once, not once a layer."""
     key = (name, backend, random)
     if key not in _COMPILED:
-        _COMPILED[key] = compile_(_RUNS[name](random), backend=backend, fullgraph=True)
+        _COMPILED[key] = partial(_with_known_widths, compile_(_RUNS[name](random), backend=backend, fullgraph=True))
     return _COMPILED[key]
+
+
+def _with_known_widths(run: Callable[..., Any], layer: Any, *args: Any, **settings: Any) -> Any:
+    """The compiler takes sizes that are equal for one. Were widths not told apart, a first row of as many tokens as a
+    head or the model is wide would be compiled for just that many."""
+    for x in torch.utils._pytree.tree_leaves((args, settings)):
+        if isinstance(x, torch.Tensor) and x.is_floating_point():
+            torch._dynamo.mark_static(x, x.dim() - 1)
+    return run(layer, *args, **settings)

@@ -1,8 +1,9 @@
 """Which activations of a layer are kept from the forward to the backward pass, and what that costs: numbers only.
 
 A choice is text: the name of one policy for all layers, or "NAME,OTHER:K", where the last K layers follow OTHER and
-the rest NAME: "attention,matmuls:12". "layers:K" is short for "full,none:K". Whatever the policy, the input of every
-layer is kept. `bide.train.recompute` does what is said here.
+the rest NAME: "attention,matmuls:12". With "fit" for K they are as many as each pack leaves room for
+(`bide.train.room`). "layers:K" is short for "full,none:K". Whatever the policy, the input of every layer is kept.
+`bide.train.recompute` does what is said here.
 
     full        nothing: the whole layer runs again, but for its last matmul, whose output no gradient wants
     attention   what attention put out; all else runs again
@@ -104,8 +105,12 @@ VARIANTS: dict[str, dict[str, Policy]] = {
 compiled ones."""
 
 
-def parse(choice: str, layers: int) -> list[str]:
-    """The policy of each of `layers` layers, in order. Raises `UsageError`."""
+FIT = "fit"
+"""For a number of layers: as many as fit, decided for each pack."""
+
+
+def parse(choice: str, layers: int, *, fitting: int = 0) -> list[str]:
+    """The policy of each of `layers` layers, in order; `fitting`: what "fit" stands for. Raises `UsageError`."""
     text = choice if not choice.startswith("layers:") else f"full,none:{choice.removeprefix('layers:')}"
     rest, _, exception = text.partition(",")
     other, _, count = exception.partition(":")
@@ -114,8 +119,12 @@ def parse(choice: str, layers: int) -> list[str]:
             raise unknown_name("recompute policy", name, POLICIES)
     if not exception:
         return [rest] * layers
+    if count == FIT:
+        count = str(fitting)
     if not count.isdecimal() or int(count) > layers:
-        raise UsageError(f"recompute {choice!r} wants a number of layers from 0 to {layers} behind the colon")
+        raise UsageError(
+            f"recompute {choice!r} wants a number of layers from 0 to {layers} behind the colon, or {FIT!r}"
+        )
     return [rest] * (layers - int(count)) + [other] * int(count)
 
 

@@ -73,6 +73,7 @@ def execute(
             world,
             weights=directory,
             recomputed=chosen.recomputed,
+            room=chosen.room,
             backend=settings.attention,
         )
         prepare_attention(made, max(plan.tokens))

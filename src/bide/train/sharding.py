@@ -109,11 +109,13 @@ def decoder_layers(model: Any) -> Any:
 def shard(root: Any, model: Any, world: World, *, compute: torch.dtype, reduce: torch.dtype = torch.float32) -> None:
     """Shard `model`, whose root module is `root` (itself, or what holds it), in place, layer by layer.
 
-    compute: the type in which weights are gathered and layers run; reduce: that in which gradients are summed.
+    compute: the type in which weights are gathered and layers run; reduce: that in which gradients are summed (one
+    process has nothing to sum, and keeps that of `compute`).
     Gradients are averaged over the processes, as FSDP does it. The embedding is a group of its own unless it is also
     the head; norm and head stay gathered from the forward pass to the end of the backward pass.
     """
-    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce, cast_forward_inputs=False)
+    summed = reduce if world.size > 1 else compute
+    precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=summed, cast_forward_inputs=False)
     settings: dict[str, Any] = {"mesh": world.mesh, "mp_policy": precision}
     layers = list(decoder_layers(model))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

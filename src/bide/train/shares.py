@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .plan import Plan
@@ -23,8 +24,6 @@ class Shares:
     """Of a pack, for `Plan.layout`; padding included."""
     steps: list[list[list[tuple[int, int]]]]
     """For each step and pass, of each rank: tokens with padding, and the sum of its documents' squared lengths."""
-    one_pass: bool
-    """Whether every step of the plan has one pass."""
     passes: float
     """In the mean over these steps."""
     balance: float
@@ -53,12 +52,14 @@ def ways_to_share(plan: Plan, world_size: int) -> list[Shares]:
     longest = longest_pack(plan, world_size)
     parts = (math.ceil(longest * part) for part in (0.9, 0.75, 0.55, 0.4, 0.3, 0.2, 0.15))
     limits = {max(longest_sample, padded(most)) for most in parts} | {longest_sample, longest}
-    return [share(plan, world_size, most, one_pass=most >= longest) for most in sorted(limits, reverse=True)]
+    return [share(plan, world_size, most) for most in sorted(limits, reverse=True)]
 
 
-def share(plan: Plan, world_size: int, max_tokens: int, *, one_pass: bool = False) -> Shares:
-    """Under `max_tokens`. Raises `UsageError` for a sample longer than that."""
-    numbers = plan.spread_steps(max(16, _SAMPLES // plan.recipe.batch_size))
+def share(plan: Plan, world_size: int, max_tokens: int, *, numbers: Sequence[int] | None = None) -> Shares:
+    """Under `max_tokens`, these steps, or some that are evenly spread. Raises `UsageError` for a sample longer than
+    that."""
+    if numbers is None:
+        numbers = plan.spread_steps(max(16, _SAMPLES // plan.recipe.batch_size))
     steps, count, tokens, done, taken = [], 0, 0, 0, 0
     for number in numbers:
         packs = plan.layout(number, world_size, max_tokens)
@@ -70,7 +71,7 @@ def share(plan: Plan, world_size: int, max_tokens: int, *, one_pass: bool = Fals
         done += sum(map(sum, costs))
         taken += world_size * sum(max(each) for each in zip(*costs))
     each = len(numbers)
-    return Shares(max_tokens, steps, one_pass, count / each, done / taken, tokens / each)
+    return Shares(max_tokens, steps, count / each, done / taken, tokens / each)
 
 
 def longest_pack(plan: Plan, world_size: int) -> int:

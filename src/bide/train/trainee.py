@@ -19,15 +19,17 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError, UsageError
 from . import attention, float8, recompute
 from .batches import PAD_MULTIPLE, Batch
+from .gpus import GPUS
 from .loss import LossHead
 from .optimizer import AdamW, clip_scale, gradient_norm
 from .recipe import TrainRecipe
+from .room import Room
 from .sharding import World, decoder_layers, fill, load_weights, randomise, shard
 
 COMPUTE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 """In what layers compute, by type of device."""
 STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""A recipe's `weights` as a type. Under adapters the model's own weights are bf16."""
+"""A recipe's `weights` or `reduce` as a type. Under adapters the model's own weights are bf16."""
 
 
 class Trainee(nn.Module):
@@ -59,6 +61,9 @@ class Assembled:
     optimizer: AdamW
     world: World
     facts: dict[str, Any]
+    fitting: recompute.Fitting | None = None
+    """What a pack's room decides, with `room`."""
+    room: Room | None = None
 
     @property
     def model(self) -> Any:
@@ -71,9 +76,19 @@ class Assembled:
     def compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of one pack: what `Trainee.forward` returns, both without gradient. Gradients add up
         over packs and processes."""
+        if self.fitting is not None:
+            self.fitting.layers = self._layers_that_fit(batch)
         total, sums = self.trainee(batch)
         (total * self.world.size).backward()  # FSDP takes the mean over the processes, the objective is a sum
         return total.detach(), sums
+
+    def _layers_that_fit(self, batch: Batch) -> int:
+        """In the very first pack at least one layer of each kind, so that no later step waits for the compiler."""
+        assert self.room is not None
+        layers = self.room.layers(batch.input_ids.shape[-1])
+        if not self.optimizer.state and all(parameter.grad is None for parameter in self.trained().values()):
+            layers = min(max(layers, 1), len(decoder_layers(self.model)) - 1)
+        return layers
 
     def gradient_norm(self) -> torch.Tensor:
         """Of all gradients, before clipping: a scalar on the device."""
@@ -112,13 +127,15 @@ def assemble(
     *,
     weights: Path | None,
     recomputed: str,
+    room: Room | None = None,
     backend: str | None = None,
     compiled: bool | None = None,
 ) -> Assembled:
     """A model with its optimizer, for all its weights or for adapters.
 
     weights: a directory of safetensors; None makes random ones where they lie. recomputed: what `recompute.wrap_layers`
-    takes. backend: of attention; None takes the device's. compiled: None takes the recipe's on a GPU, and not on a CPU.
+    takes; room: what a choice that ends in "fit" asks before each pack. backend: of attention; None takes the device's.
+    compiled: None takes the recipe's on a GPU, and not on a CPU.
     """
     on_gpu = world.device.type == "cuda"
     use_compile = (recipe.compile and on_gpu) if compiled is None else compiled
@@ -132,10 +149,16 @@ def assemble(
     adapters = _adapters() if recipe.lora_rank else None
     if adapters:
         adapters.add_adapters(model, recipe)
-    recompute.wrap_layers(decoder_layers(model), recomputed, compiled=use_compile)
+    fitting = recompute.wrap_layers(decoder_layers(model), recomputed, compiled=use_compile)
+    if fitting is not None and room is None:
+        raise UsageError(
+            f"recompute {recomputed!r} wants a GPU whose memory is known ({', '.join(GPUS)})",
+            hint="give a number of layers",
+        )
     trainee = Trainee(model)
     if not recipe.quantized_base:
-        shard(trainee, model, world, compute=COMPUTE[world.device.type])
+        compute = COMPUTE[world.device.type]
+        shard(trainee, model, world, compute=compute, reduce=torch.promote_types(compute, STORED[recipe.reduce]))
         fill(trainee, world)
         named = dict(model.named_parameters())
         if adapters:
@@ -154,7 +177,7 @@ def assemble(
         "weights": _kept(recipe),
         "moments": recipe.moments,
     }
-    return Assembled(trainee, make_optimizer(model, recipe), world, facts)
+    return Assembled(trainee, make_optimizer(model, recipe), world, facts, fitting, room)
 
 
 def prepare_attention(made: Assembled, longest: int) -> int:

@@ -1,0 +1,107 @@
+"""How long a step of a plan takes on a machine, and how much memory, when it is shared and recomputed in a given way.
+
+A pass takes as long as its dearest pack: matrix work and attention at measured rates, what is computed again included;
+or as long as its collectives, if that is longer.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+from . import recompute_policies
+from .gpus import Machine
+from .memory import COMPUTE_BYTES, Memory, memory, reduce_bytes, state_bytes, trained_parameters, widths_of
+from .plan import Plan
+from .room import Room
+from .shares import Shares
+
+MATRIX_SHARE = {True: 0.543, False: 0.514}
+"""Compiled or not -> part of the bf16 peak that layers reach, all that is no attention counted as matrix work. Fitted
+to three measured probes of a 32B shape on 4 H200 (FSDP2, one document of 16K or 32K tokens each); whole steps of bide
+take 0.98 to 1.02 of what it says, see benchmarks/train_h200_2026-11-22.md."""
+SUMMED_IN_BF16 = 1.035
+"""How much quicker matrix work is when gradients are summed over GPUs beside it in bf16 and not in fp32, which takes
+more of the memory's bandwidth. Measured on 4 H200: a layer's backward pass is 17 % slower beside fp32 sums and 9 %
+beside bf16 ones; of a whole step 3.5 % are left."""
+FLOAT8_GAIN = {"": 1.0, "tensorwise": 1.39, "rowwise": 0.97}
+"""How much quicker matrix work is. Measured on the MLP of a 32B on one H100; that all of a layer gains as much is
+assumed."""
+ATTENTION_SHARE = 0.664
+"""Part of the bf16 peak that causal attention nears as documents grow, forward and backward, and"""
+ATTENTION_KEYS = 3_800
+"""what each token costs beside, in keys more than it sees. Measured with cuDNN on one H100: a document of 20,992 tokens
+reaches 0.56 of the peak, a row of five documents from 1,100 to 9,109 tokens 0.41."""
+STEP_SECONDS, PASS_SECONDS = 0.1, 0.05
+"""Of an optimizer step beside its passes and its update (clipping, data), and of a pass beside its work (the first
+gather, the last sum)."""
+
+
+def seconds_per_step(plan: Plan, machine: Machine, shares: Shares, choice: str, larger: float = 1.0) -> float:
+    """In the mean over all steps of the plan, shared like this, under this choice of `recompute_policies`; whether it
+    fits is not asked. larger: as for `peak`."""
+    recipe, gpu = plan.recipe, machine.gpu
+    least = _collective_seconds(plan, machine)
+    rates = cache(partial(_rates, plan, machine))
+    room = Room(plan.shape, recipe, machine, choice, larger) if by_pack(choice) else None
+    busy = 0.0
+    for step in shares.steps:
+        for each in step:
+            longest = least
+            for tokens, squares in each:
+                a_token, a_square = rates(room.choice(tokens) if room else choice)
+                longest = max(longest, a_token * tokens + a_square * (squares + ATTENTION_KEYS * tokens))
+            busy += longest
+    mean = busy / len(shares.steps) * plan.total_tokens / len(plan.steps) / shares.tokens  # to the mean of all steps
+    moved = 2.0 * sum(state_bytes(plan.shape, recipe).values()) / machine.count
+    return mean + STEP_SECONDS + shares.passes * PASS_SECONDS + moved / (gpu.memory_gb_per_second * 1e9)
+
+
+def _rates(plan: Plan, machine: Machine, choice: str) -> tuple[float, float]:
+    """Seconds of a token, and of a squared length of a document."""
+    shape, recipe, gpu = plan.shape, plan.recipe, machine.gpu
+    trained = trained_parameters(shape, recipe)
+    again = 2.0 * recompute_policies.recomputed_weights(choice, shape.layers, widths_of(shape))
+    layers = shape.layers * shape.layer_matmul_parameters
+    # Frozen matrices are multiplied forward and for the gradient of their input; only adapters get gradients.
+    work = 4.0 * layers + 6.0 * trained + again if recipe.lora_rank else 6.0 * layers + again
+    head = (4.0 if recipe.lora_rank else 6.0) * shape.head_parameters
+    peak = gpu.bf16_tflops * 1e12
+    reached = peak * MATRIX_SHARE[recipe.compile]
+    if recipe.reduce == "bf16" and machine.count > 1 and not recipe.lora_rank:
+        reached *= SUMMED_IN_BF16
+    a_token = work / (reached * FLOAT8_GAIN[recipe.float8]) + head / reached
+    attentions = 6.0 * shape.layers + 2.0 * recompute_policies.layers_attending_again(choice, shape.layers)
+    return a_token, attentions * shape.attention_width / (peak * ATTENTION_SHARE)
+
+
+def _collective_seconds(plan: Plan, machine: Machine) -> float:
+    """Of one pass: all weights gathered twice in bf16, all gradients summed."""
+    summed = reduce_bytes(plan.recipe, machine.count) * trained_parameters(plan.shape, plan.recipe)
+    moved = 2.0 * COMPUTE_BYTES * plan.shape.parameters + summed
+    return (machine.count - 1) / machine.count * moved / (machine.link_gb_per_second * 1e9)
+
+
+def peak(plan: Plan, machine: Machine, shares: Shares, choice: str, larger: float = 1.0) -> Memory:
+    """Of the fullest pack of these steps, on any GPU: what tensors take. larger: what memory takes over what is
+    counted."""
+    packs = {
+        (tokens, number > 0)
+        for step in shares.steps
+        for number, each in enumerate(step)
+        for tokens, _ in each
+        if tokens
+    }
+    room = Room(plan.shape, plan.recipe, machine, choice, larger) if by_pack(choice) else None
+    found = (
+        memory(
+            plan.shape, plan.recipe, machine.count, tokens=0 if behind else tokens, later=tokens if behind else 0,
+            recompute=room.choice(tokens) if room else choice,
+        )
+        for tokens, behind in packs
+    )  # fmt: skip
+    return max(found, key=lambda one: one.allocated)
+
+
+def by_pack(choice: str) -> bool:
+    """Whether each pack decides, see `room`."""
+    return choice.endswith(recompute_policies.FIT)
