@@ -112,7 +112,9 @@ def count_steps(state: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def peak_of_a_step(shape: ModelShape, recipe: TrainRecipe, gpus: int, choice: str, passes: int) -> int:
+def peak_of_a_step(
+    shape: ModelShape, recipe: TrainRecipe, gpus: int, choice: str, passes: int, tokens: int = TOKENS
+) -> int:
     """Of the second one, when the moments are there."""
     import transformers
 
@@ -134,7 +136,7 @@ def peak_of_a_step(shape: ModelShape, recipe: TrainRecipe, gpus: int, choice: st
         for _ in range(2):
             tracker.peak = tracker.now
             for _ in range(passes):
-                made.compute(make_batch([0], [Sample(TOKENS)], {0: 1.0}, world.device))
+                made.compute(make_batch([0], [Sample(tokens)], {0: 1.0}, world.device))
             made.update(1e-5, made.gradient_norm(), 1.0)
     return tracker.peak
 
@@ -147,7 +149,6 @@ def peak_of_a_step(shape: ModelShape, recipe: TrainRecipe, gpus: int, choice: st
         ("attention", 1, 2, {"compile": False}),
         ("matmuls", 4, 2, {"compile": False}),
         ("none", 8, 1, {"compile": False}),
-        ("attention", 4, 2, {"compile": False, "reduce": "fp32"}),
     ],
 )
 def test_a_step_takes_what_was_forecast(
@@ -157,3 +158,12 @@ def test_a_step_takes_what_was_forecast(
     told = memory(SMALL, recipe, gpus, tokens=TOKENS, recompute=choice, later=TOKENS if passes > 1 else 0)
     found = peak_of_a_step(SMALL, recipe, gpus, choice, passes)
     assert found == pytest.approx(told.allocated, rel=0.04), (told.moment, told.parts)
+
+
+@pytest.mark.parametrize("reduce", ["fp32", "bf16"])
+def test_the_type_of_sums_counts(without_kernels: None, reduce: str) -> None:
+    """In short packs, whose peak is a layer's gradients: 9 % between the two."""
+    recipe = s1().with_(weights="bf16", moments="bf16", compile=False, reduce=reduce)
+    told = memory(SMALL, recipe, 4, tokens=256, later=256, recompute="attention")
+    found = peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256)
+    assert found == pytest.approx(told.allocated, rel=0.03), (told.moment, told.parts)
