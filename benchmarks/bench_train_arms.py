@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # a checkout need
 
 from bide.train.plan import Plan
 from bide.train.recipe import AUTO, TrainRecipe
-from bide.train.recompute_policies import FIT
+from bide.train.recompute_policies import by_pack
 from bide.train.room import Room
 from bide.train.shapes import ModelShape
 
@@ -157,13 +157,16 @@ class Bide:
 
         self.plan, self.samples, self.world, self.recipe = plan, samples, world, recipe
         self.max_tokens = max_tokens
+        chosen = settings["recompute"]
         self.made = assemble(
             config_of(shape),
             recipe,
             world,
             weights=None,
-            recomputed=settings["recompute"],
-            room=Room(shape, recipe, machine, settings["recompute"]) if settings["recompute"].endswith(FIT) else None,
+            recomputed=chosen,
+            room=Room(shape, recipe, machine, settings["recompute"])
+            if machine and by_pack(settings["recompute"])
+            else None,
             backend=settings["backend"],
             compiled=settings["compile"],
         )

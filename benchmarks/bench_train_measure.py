@@ -9,7 +9,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))  # a checkout needs no installation
 
 from bench_train_arms import ARMS, PROMPT, TINY, Arm, Bide, Made, Marks, Reference, s1k_lengths
+from bench_train_profile import profiled
 
 from bide.train.plan import Plan
 from bide.train.recipe import AUTO, TrainRecipe, s1
@@ -81,7 +82,13 @@ def run_arm(options: argparse.Namespace) -> None:
             rows.append(row)
             peaks = world.gather(memory_peaks(world.device))
             result = summary(options, shape, recipe, plan, rows, world, cap) | {
-                "settings": {**settings, "weights": recipe.weights, "moments": recipe.moments, "float8": recipe.float8},
+                "settings": {
+                    **settings,
+                    "weights": recipe.weights,
+                    "moments": recipe.moments,
+                    "reduce": recipe.reduce,
+                    "float8": recipe.float8,
+                },
                 "peak_reserved_gib": round(max(p[0] for p in peaks), 1),
                 "peak_allocated_gib": round(max(p[1] for p in peaks), 1),
                 "seconds_to_start": round(started, 1),
@@ -247,71 +254,3 @@ def foretold(
         "hours_ratio": round(result["gpu_hours_of_the_plan"] / hours, 3),
         "memory_ratio": round(peak / (held.allocated / GIB), 3),
     }
-
-
-KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("communication", ("nccl",)),
-    ("attention", ("flash", "fmha", "attention", "sdpa", "cudnn_generated")),
-    ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "matmul", "scaled_mm", "xmma", "wgmma")),
-    ("copy", ("memcpy", "memset", "copy", "cat")),
-    ("fused elementwise", ("triton",)),
-    ("elementwise", ("elementwise", "reduce", "index", "softmax", "norm", "vectorized", "multi_tensor", "foreach")),
-)
-"""Kind of kernel -> pieces of names, the first that fits."""
-
-
-def kind_of(kernel: str) -> str:
-    """By its name."""
-    low = kernel.lower()
-    return next((kind for kind, pieces in KINDS if any(piece in low for piece in pieces)), "other")
-
-
-def profiled(runner: Any, step: int, world: Any) -> dict[str, Any]:
-    """One more step: milliseconds of the first GPU's kernels by kind, the longest kernels, and how long it did nothing.
-    Kernels of communication run beside others, so kinds add up to more than the step."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    if world.device.type != "cuda":
-        with profile(activities=[ProfilerActivity.CPU]):
-            runner.step(step, Marks(world.device))
-        return {}
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        begin = time.perf_counter()
-        runner.step(step, Marks(world.device))
-        torch.cuda.synchronize()
-        wall = time.perf_counter() - begin
-    if not world.is_first:
-        return {}
-    spans: list[tuple[float, float]] = []
-    by_kind: dict[str, float] = {}
-    by_name: dict[str, list[float]] = {}
-    for event in kernels_of(seen):
-        start, length, name = event
-        by_kind[kind_of(name)] = by_kind.get(kind_of(name), 0.0) + length
-        by_name.setdefault(name[:110], []).append(length)
-        if kind_of(name) != "communication":
-            spans.append((start, start + length))
-    busy, reached = 0.0, float("-inf")
-    for start, stop in sorted(spans):
-        busy += max(0.0, stop - max(start, reached))
-        reached = max(reached, stop)
-    longest = sorted(by_name.items(), key=lambda item: -sum(item[1]))[:15]
-    return {
-        "wall_ms": round(wall * 1e3, 1),
-        "computing_ms": round(busy, 1),
-        "not_computing_ms": round(wall * 1e3 - busy, 1),
-        "by_kind_ms": {kind: round(total, 1) for kind, total in sorted(by_kind.items(), key=lambda item: -item[1])},
-        "longest": [{"kernel": name, "calls": len(lengths), "ms": round(sum(lengths), 1)} for name, lengths in longest],
-    }
-
-
-def kernels_of(seen: Any) -> Iterator[tuple[float, float, str]]:
-    """Start, length (ms) and name of every kernel."""
-    import torch
-
-    marks = ("FSDP::", "Torch-Compiled", "## ", "Optimizer.", "ProfilerStep", "nccl:")  # spans that hold kernels
-    for event in seen.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(marks):
-            yield event.time_range.start / 1e3, event.time_range.elapsed_us() / 1e3, event.name

@@ -116,10 +116,13 @@ def train(arguments: list[str], options: argparse.Namespace) -> int:
     with (options.out / "log.txt").open("a") as log:
         log.write(f"\n# {' '.join(arguments)}\n")
         log.flush()
-        return subprocess.run(
-            [sys.executable, "-m", "bide", "train", "run", *arguments],
-            env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=options.seconds,
-        ).returncode  # fmt: skip
+        try:
+            return subprocess.run(
+                [sys.executable, "-m", "bide", "train", "run", *arguments],
+                env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=options.seconds,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return 124
 
 
 def curve(run: Path) -> list[dict[str, Any]]:

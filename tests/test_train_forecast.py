@@ -356,6 +356,11 @@ def test_calibration_corrects_runs_alike(tmp_path: Path) -> None:
         (sized, machine, 10**11, 3.0),  # none is: the one on as many GPUs
     ):
         assert calibration.factors(there, plan.recipe, parameters) == pytest.approx((expected, 1.02))
+    older = [
+        {name: value for name, value in entry.items() if name != "model"} for entry in json.loads(path.read_text())
+    ]
+    path.write_text(json.dumps(older))
+    assert forecast(plan, machine, calibration=Calibration.read(path)) == plain, "its memory was counted otherwise"
     tight = forecast(plan_of(), machine, calibration=Calibration([measured(bytes=1.1)]))
     assert tight.fits
     assert tight.memory.total <= limit(machine), "what was measured to take more is planned with less"
@@ -534,3 +539,31 @@ def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [("org/small", ["config.json", "generation_config.json"])]
     with pytest.raises(DownloadError, match="org/away could not be had from the Hugging Face hub: no network"):
         shape_of("org/away")
+
+
+def test_a_limit_of_packs_that_is_settled_decides_what_is_recomputed() -> None:
+    """Each pack within it fits; one that nothing leaves room for is refused, with the number that would."""
+    plan, machine = plan_of(**LAYOUTS[8]), parse_machine("h200:4")
+    found = forecast(plan, machine, max_tokens=12_288)
+    assert found.max_tokens == 12_288 and found.needed <= limit(machine)
+    check_layouts(plan, found)
+    merged = replace(plan, recipe=plan.recipe.with_(batch_size=64, recompute="attention,matmuls:fit"))
+    merged = Plan.make(plan.tokens, merged.recipe, plan.shape)
+    refused = forecast(merged, machine, max_tokens=60_032)
+    assert not refused.fits and "a pack (60,032 tokens) needs" in refused.reason
+    most = int(refused.reason.split("enough for ")[1].split(" tokens")[0].replace(",", ""))
+    assert forecast(merged, machine, max_tokens=most // 128 * 128).fits
+
+
+def test_memory_told_is_that_of_the_fullest_pack_of_all_steps() -> None:
+    plan, machine = plan_of(**LAYOUTS[8]), parse_machine("h200:8")
+    found = forecast(replace(plan, recipe=plan.recipe.with_(recompute="attention")), machine)
+    fullest = max(
+        memory(plan.shape, plan.recipe, 8, recompute="attention", **{"later" if number else "tokens": padded(tokens)},
+               **({"tokens": 0} if number else {})).allocated
+        for step in range(len(plan.steps))
+        for rank in plan.layout(step, 8, found.max_tokens)
+        for number, tokens in enumerate(sum(plan.tokens[i] for i in one) for one in rank)
+    )  # fmt: skip
+    assert found.memory.allocated == pytest.approx(fullest)
+    assert found.memory.total <= found.needed <= limit(machine)

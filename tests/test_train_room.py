@@ -58,6 +58,8 @@ def test_fit_is_a_number_of_layers_only() -> None:
     assert parse("layers:fit", 3, fitting=1) == ["full", "full", "none"]
     with pytest.raises(UsageError, match="from 0 to 3 behind the colon, or 'fit'"):
         parse("full,attention:fits", 3)
+    with pytest.raises(UsageError, match="keeps more behind the comma"):
+        parse("matmuls,full:fit", 3)
 
 
 class Always:
@@ -93,6 +95,8 @@ def test_packs_of_a_training_ask_and_compute_the_same(monkeypatch: pytest.Monkey
     def train(recomputed: str, room: Any) -> tuple[list[float], list[int], dict[str, Any]]:
         with start_world("cpu") as world:
             made = trainee.assemble(config, recipe, world, weights=None, recomputed=recomputed, room=room)
+            for parameter in made.trained().values():  # as a run does that makes checkpoints
+                made.optimizer.state_of(parameter)
             losses, attended = [], []
             for packs in (((0, 1), (2,)), ((3,), (1,))):
                 for pack in packs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -154,6 +155,21 @@ def test_steps_that_are_done_are_not_done_again(model: Path, rows: Path, tmp_pat
     train(model, rows, tmp_path / "run", "--steps=4")
     train(model, rows, tmp_path / "run", "--steps=2")
     assert len(losses(tmp_path / "run")) == 4 and not (tmp_path / "run" / "model").exists()
+
+
+def test_a_checkpoint_of_a_version_with_fewer_settings_goes_on(model: Path, rows: Path, tmp_path: Path) -> None:
+    """What it did not know was as it is by default."""
+    out = tmp_path / "run"
+    train(model, rows, out, "--steps=2", reduce="fp32")
+    for path in (*out.rglob("*.json"),):
+        found = json.loads(path.read_text())
+        if "reduce" in found.get("recipe", {}):
+            del found["recipe"]["reduce"]
+            path.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match="cannot be resumed"):
+        train(model, rows, out, reduce="bf16")
+    train(model, rows, out, reduce="fp32")
+    assert len(losses(out)) == 6
 
 
 def test_a_run_to_its_end_leaves_the_model_and_no_checkpoint(whole: Path) -> None:

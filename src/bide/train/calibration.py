@@ -12,6 +12,10 @@ from ..errors import UsageError
 from .gpus import Machine
 from .recipe import TrainRecipe
 
+MODEL = 2
+"""The way in which memory is counted. Ratios to another one say nothing of this one. 1: a step's longest pack and its
+gradients were taken for one moment."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -29,6 +33,8 @@ class Measurement:
     """Measured peak of the allocator, over the forecast one without calibration."""
     parameters: int = 0
     """Of the model. 0: not known."""
+    model: int = MODEL
+    """What forecast it."""
 
 
 class Calibration:
@@ -41,7 +47,7 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """Raises `UsageError`."""
         try:
-            found = [Measurement(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+            found = [Measurement(**{"model": 1, **entry}) for entry in json.loads(path.read_text(encoding="utf-8"))]
             if not all(0 < ratio < math.inf for one in found for ratio in (one.seconds, one.bytes)):
                 raise ValueError("a ratio is above 0")
         except (OSError, ValueError, TypeError) as error:
@@ -56,10 +62,11 @@ class Calibration:
 
     def factors(self, machine: Machine, recipe: TrainRecipe, parameters: int) -> tuple[float, float] | None:
         """(seconds, bytes) to multiply a forecast by: geometric means over runs on the same kind of GPU with the same
-        settings; of those, where there are some, only the models of half to twice as many parameters; of those, where
-        there are some, only runs on as many GPUs. None: there is no such run."""
+        settings, forecast as today; of those, where there are some, only the models of half to twice as many
+        parameters; of those, where there are some, only runs on as many GPUs. None: there is no such run."""
         wanted = (machine.gpu.name, recipe.compile, recipe.float8, bool(recipe.lora_rank))
         alike = [one for one in self.measurements if (one.gpu, one.compile, one.float8, one.lora) == wanted]
+        alike = [one for one in alike if one.model == MODEL]
         alike = [one for one in alike if parameters <= 2 * one.parameters <= 4 * parameters] or alike
         alike = [one for one in alike if one.count == machine.count] or alike
         if not alike:

@@ -17,7 +17,7 @@ from .gpus import GPUS, Machine
 from .host_memory import available_bytes
 from .memory import COMPUTE_BYTES, GIB, checkpoint_bytes, state_bytes
 from .plan import Plan
-from .recompute_policies import FIT
+from .recompute_policies import by_pack
 from .room import Room
 from .sharding import World
 
@@ -79,6 +79,11 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
         notes.append("a CPU imitates float8: right, and slow")
     in_background = _save_in_background(plan, settings, world, notes)
     _check_disk(plan, settings, world, notes)
+    if kind is None and by_pack(recomputed):
+        raise UsageError(
+            f"recompute {recomputed!r} wants a GPU whose memory is known ({', '.join(GPUS)}), not {name}",
+            hint="give a number of layers",
+        )
     if kind is None:
         if world.device.type == "cuda":
             notes.append(f"there is no forecast for {name}: recompute={recomputed}, packs as long as they come")
@@ -86,15 +91,14 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
     machine = Machine(kind, world.size)
     known = settings.calibration
     calibration = Calibration.read(known) if known is not None and known.exists() else None
-    told = forecast(plan, machine, calibration=calibration)
+    told = forecast(plan, machine, calibration=calibration, max_tokens=settings.max_tokens)
     if not told.fits:
         raise UsageError(
             f"this does not fit {machine.label}: {told.reason}", hint="; ".join(told.remedies) or "use more GPUs"
         )
-    longest = settings.max_tokens or told.max_tokens
     larger = told.factors[1] if told.factors else 1.0
-    room = Room(plan.shape, recipe, machine, told.recompute, larger) if told.recompute.endswith(FIT) else None
-    return Ready(world, machine, told, told.recompute, room, longest, in_background, tuple(notes))
+    room = Room(plan.shape, recipe, machine, told.recompute, larger) if by_pack(told.recompute) else None
+    return Ready(world, machine, told, told.recompute, room, told.max_tokens, in_background, tuple(notes))
 
 
 def _save_in_background(plan: Plan, settings: RunSettings, world: World, notes: list[str]) -> bool:

@@ -13,10 +13,11 @@ from . import recompute_policies
 from .calibration import Calibration
 from .gpus import GPUS, PRICES, Machine
 from .memory import GIB, Memory, limit, memory, most_tokens, state_bytes, variant_of
-from .pace import by_pack, peak, seconds_per_step
+from .pace import peak, seconds_per_step
 from .plan import Plan
 from .recipe import AUTO, TrainRecipe
-from .shares import Sharer, Shares, padded
+from .recompute_policies import by_pack
+from .shares import Sharer, Shares, longest_pack, padded, share
 
 TABLE_COUNTS = (1, 2, 4, 8, 16)
 """Numbers of GPUs in a table of forecasts."""
@@ -34,6 +35,8 @@ class Forecast:
     """At its peak; where it does not fit, of the least that was tried."""
     recompute: str
     """A choice of `recompute_policies`."""
+    needed: float = 0.0
+    """Bytes of a GPU that must be free: `memory`, if the gradients of a step were always there (see `room`)."""
     reason: str = ""
     """Why it does not fit. "": it does."""
     remedies: tuple[str, ...] = ()
@@ -83,6 +86,7 @@ class Forecast:
             "memory_moment": self.memory.moment,
             "memory_allocated": self.memory.allocated / GIB,
             "memory_total": self.memory.total / GIB,
+            "memory_needed": self.needed / GIB,
             "memory_limit": limit(self.machine) / GIB,
             "recompute": self.recompute,
             "max_tokens": self.max_tokens,
@@ -108,12 +112,13 @@ def forecast(
     calibration: Calibration | None = None,
     remedies: bool = True,
     sharer: Sharer | None = None,
+    max_tokens: int | None = None,
 ) -> Forecast:
     """The quickest way to run `plan` on `machine` that fits, or why there is none.
 
     With `recompute="auto"` all policies are tried, and mixtures of two, where each pack has as many layers of the
     dearer one as it leaves room for. `remedies`: whether to look for what would help where nothing fits. `sharer`: of
-    this plan's samples, to be used again.
+    this plan's samples, to be used again. max_tokens: of a pack, where that is settled.
     """
     recipe, price = plan.recipe, prices[machine.gpu.name]
     base = Forecast(machine, len(plan.steps), price, Memory({}, "", 0.0), recipe.recompute)
@@ -123,19 +128,26 @@ def forecast(
     slower, larger = factors or (1.0, 1.0)
     best: tuple[float, Shares, str] | None = None
     sharer = sharer or Sharer(plan)
-    for shares in sharer.ways(machine.count):
+    if max_tokens:
+        ways = [share(plan, machine.count, min(padded(max_tokens), longest_pack(plan, machine.count)))]
+    else:
+        ways = sharer.ways(machine.count)
+    for shares in ways:
         for choice in _choices(plan, machine, shares, larger):
             seconds = seconds_per_step(plan, machine, shares, choice, larger) * slower
             if best is None or seconds < best[0]:
                 best = (seconds, shares, choice)
     if best is None:
-        found = _too_small(plan, base, larger)
+        found = _too_small(plan, base, larger, max_tokens)
         return replace(found, remedies=_remedies(plan, machine, calibration, sharer)) if remedies else found
     seconds, shares, choice = best
     flops = _model_flops(plan) / len(plan.steps)
+    # The longest pack may be in a step that is not among those that were tried.
+    whole = share(plan, machine.count, shares.max_tokens, numbers=plan.spread_steps()) if remedies else shares
     return replace(
         base,
-        memory=_scaled(peak(plan, machine, shares, choice, larger), larger),
+        memory=_scaled(peak(plan, machine, whole, choice, larger), larger),
+        needed=_scaled(peak(plan, machine, whole, choice, larger, gradients=True), larger).total,
         recompute=choice,
         max_tokens=shares.max_tokens,
         passes=shares.passes,
@@ -192,11 +204,13 @@ def _model_flops(plan: Plan) -> int:
     return plan.total_flops - spared
 
 
-def _too_small(plan: Plan, base: Forecast, larger: float) -> Forecast:
+def _too_small(plan: Plan, base: Forecast, larger: float, max_tokens: int | None) -> Forecast:
     """Why not even the least fits, in figures."""
     machine, recipe = base.machine, plan.recipe
     choice = "full" if recipe.recompute == AUTO else recipe.recompute
-    used = _longest(plan, machine, padded(max(plan.tokens)), choice, larger)
+    choice = f"{choice.removesuffix(recompute_policies.FIT)}0" if by_pack(choice) else choice
+    longest = max_tokens or max(plan.tokens)
+    used = _longest(plan, machine, padded(longest), choice, larger)
     states = sum(state_bytes(plan.shape, recipe).values()) * larger / machine.count / GIB
     top = limit(machine) / GIB
     if states > top:
@@ -204,8 +218,8 @@ def _too_small(plan: Plan, base: Forecast, larger: float) -> Forecast:
     else:
         most = most_tokens(plan.shape, recipe, machine, recompute=choice)
         reason = (
-            f"the longest sample ({max(plan.tokens):,} tokens) needs {used.total / GIB:.1f} GiB of each GPU; "
-            f"{top:.1f} can be used, which is enough for {most:,} tokens"
+            f"{'a pack' if max_tokens else 'the longest sample'} ({longest:,} tokens) needs {used.total / GIB:.1f} GiB "
+            f"of each GPU; {top:.1f} can be used, which is enough for {most:,} tokens"
         )
     return replace(base, reason=reason, memory=used, recompute=choice)
 

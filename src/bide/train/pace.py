@@ -12,6 +12,7 @@ from . import recompute_policies
 from .gpus import Machine
 from .memory import COMPUTE_BYTES, Memory, memory, reduce_bytes, state_bytes, trained_parameters, widths_of
 from .plan import Plan
+from .recompute_policies import by_pack
 from .room import Room
 from .shares import Shares
 
@@ -21,8 +22,8 @@ to three measured probes of a 32B shape on 4 H200 (FSDP2, one document of 16K or
 take 0.98 to 1.02 of what it says, see benchmarks/train_h200_2026-11-22.md."""
 SUMMED_IN_BF16 = 1.035
 """How much quicker matrix work is when gradients are summed over GPUs beside it in bf16 and not in fp32, which takes
-more of the memory's bandwidth. Measured on 4 H200: a layer's backward pass is 17 % slower beside fp32 sums and 9 %
-beside bf16 ones; of a whole step 3.5 % are left."""
+more of the memory's bandwidth (a layer's backward pass on 4 H200: 17 % slower beside fp32 sums, 10 % beside bf16 ones).
+Fitted to one run of whole steps there."""
 FLOAT8_GAIN = {"": 1.0, "tensorwise": 1.39, "rowwise": 0.97}
 """How much quicker matrix work is. Measured on the MLP of a 32B on one H100; that all of a layer gains as much is
 assumed."""
@@ -81,11 +82,13 @@ def _collective_seconds(plan: Plan, machine: Machine) -> float:
     return (machine.count - 1) / machine.count * moved / (machine.link_gb_per_second * 1e9)
 
 
-def peak(plan: Plan, machine: Machine, shares: Shares, choice: str, larger: float = 1.0) -> Memory:
+def peak(
+    plan: Plan, machine: Machine, shares: Shares, choice: str, larger: float = 1.0, *, gradients: bool = False
+) -> Memory:
     """Of the fullest pack of these steps, on any GPU: what tensors take. larger: what memory takes over what is
-    counted."""
+    counted. gradients: as if a step's gradients were there in its first pack too."""
     packs = {
-        (tokens, number > 0)
+        (tokens, gradients or number > 0)
         for step in shares.steps
         for number, each in enumerate(step)
         for tokens, _ in each
@@ -100,8 +103,3 @@ def peak(plan: Plan, machine: Machine, shares: Shares, choice: str, larger: floa
         for tokens, behind in packs
     )  # fmt: skip
     return max(found, key=lambda one: one.allocated)
-
-
-def by_pack(choice: str) -> bool:
-    """Whether each pack decides, see `room`."""
-    return choice.endswith(recompute_policies.FIT)

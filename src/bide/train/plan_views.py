@@ -111,6 +111,8 @@ def machine_view(found: Forecast) -> str:
             lines.append(f"{name:>30} {size / GIB:>8.2f} GiB")
         lines.append(f"{'CUDA and libraries':>30} {memory.context / GIB:>8.2f} GiB")
         lines.append(f"{'together':>30} {memory.total / GIB:>8.2f} GiB of {top:.1f} that can be used")
+    if found.needed > memory.total:
+        lines.append(f"{found.needed / GIB:.1f} GiB must be free: the allocator keeps the memory of a step's gradients")
     if not found.fits:
         return "\n".join([*lines, f"does not fit: {found.reason}", f"would fit: {'; or '.join(found.remedies)}"])
     lines += [
@@ -135,7 +137,7 @@ def table_view(rows: Sequence[Forecast]) -> str:
     for row in rows:
         if row.fits:
             lines.append(
-                f"{row.machine.label:>13} {row.memory.total / GIB:>9.1f} {row.passes:>6.2f} {row.balance:>8.1%} "
+                f"{row.machine.label:>13} {row.needed / GIB:>9.1f} {row.passes:>6.2f} {row.balance:>8.1%} "
                 f"{row.seconds_per_step:>7.2f} {row.mfu:>6.1%} {row.hours * 60:>8.0f} {row.gpu_hours:>7.2f} "
                 f"{row.dollars:>8.2f}  {row.recompute}"
             )

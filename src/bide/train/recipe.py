@@ -75,7 +75,8 @@ class TrainRecipe:
     moments: Moments = "bf16"
     """Of AdamW's two moments."""
     reduce: Reduce = "fp32"
-    """Of gradients while they are summed over several GPUs. "bf16", what s1's trainer did, moves half the bytes."""
+    """Of gradients while they are summed over several GPUs. "bf16", what s1's trainer did, moves half the bytes. CPUs
+    sum in fp32, in which they compute."""
     recompute: str = AUTO
     """Which activations are computed again in the backward pass: a choice as in `recompute_policies`, or "auto"."""
     compile: bool = True

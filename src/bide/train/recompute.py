@@ -18,7 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from .attention import documents_attention
 from .compiling import compiled as compile_
-from .recompute_policies import FIT, parse
+from .recompute_policies import by_pack, parse
 
 ATTENTION = documents_attention._opoverload
 MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._scaled_mm.default)
@@ -43,7 +43,7 @@ def wrap_layers(
     `UsageError` for a choice that is none.
     """
     modules = list(layers)
-    fitting = Fitting() if choice.endswith(FIT) else None
+    fitting = Fitting() if by_pack(choice) else None
     least, most = (parse(choice, len(modules), fitting=count) for count in (0, len(modules) if fitting else 0))
     for place, (layer, name, other) in enumerate(zip(modules, least, most)):
         assert "forward" not in vars(layer), "this layer is wrapped already"

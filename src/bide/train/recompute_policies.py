@@ -120,6 +120,8 @@ def parse(choice: str, layers: int, *, fitting: int = 0) -> list[str]:
     if not exception:
         return [rest] * layers
     if count == FIT:
+        if list(POLICIES).index(rest) >= list(POLICIES).index(other):
+            raise UsageError(f"recompute {choice!r} wants the policy that keeps more behind the comma")
         count = str(fitting)
     if not count.isdecimal() or int(count) > layers:
         raise UsageError(
@@ -128,11 +130,18 @@ def parse(choice: str, layers: int, *, fitting: int = 0) -> list[str]:
     return [rest] * (layers - int(count)) + [other] * int(count)
 
 
+def by_pack(choice: str) -> bool:
+    """Whether each pack decides a choice's number of layers."""
+    return choice.endswith(f":{FIT}")
+
+
 def recomputed_weights(choice: str, layers: int, widths: Widths) -> int:
     """Weights of all matmuls that run a second time: 2 FLOPs a token for each. Raises `UsageError`."""
+    assert not by_pack(choice), choice
     return sum(POLICIES[name].recomputed(widths) for name in parse(choice, layers))
 
 
 def layers_attending_again(choice: str, layers: int) -> int:
     """How many layers compute attention a second time. Raises `UsageError`."""
+    assert not by_pack(choice), choice
     return sum(POLICIES[name].attention_again for name in parse(choice, layers))

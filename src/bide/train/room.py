@@ -13,7 +13,7 @@ from functools import cache
 from .gpus import Machine
 from .memory import context_bytes, limit, moments
 from .recipe import TrainRecipe
-from .recompute_policies import FIT
+from .recompute_policies import FIT, by_pack
 from .shapes import ModelShape
 
 
@@ -24,7 +24,7 @@ class Room:
     def __init__(
         self, shape: ModelShape, recipe: TrainRecipe, machine: Machine, choice: str, larger: float = 1.0
     ) -> None:
-        assert choice.endswith(FIT), choice
+        assert by_pack(choice), choice
         self.shape, self.recipe, self.machine = shape, recipe, machine
         self._stem = choice.removesuffix(FIT)
         self._free = (limit(machine) - context_bytes(machine.count)) / larger

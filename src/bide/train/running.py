@@ -167,7 +167,8 @@ def _check_continuation(run: Path, plan: Plan) -> None:
     """Raises `UsageError` where the directory holds what another plan or recipe has trained, or a run that is over."""
     mine = identity(plan.hash, plan.recipe.to_json())
     if (before := newest(run)) is not None:
-        check_same_run(read_facts(before), mine)
+        facts = read_facts(before)
+        check_same_run(identity(facts["plan_hash"], facts["recipe"]), mine)
     elif (run / RECEIPT).is_file():
         known = Receipt.load(run)
         check_same_run(identity(known.plan_hash, known.recipe), mine)

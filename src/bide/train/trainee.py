@@ -64,6 +64,8 @@ class Assembled:
     fitting: recompute.Fitting | None = None
     """What a pack's room decides, with `room`."""
     room: Room | None = None
+    compiles: bool = True
+    """Whether the next pack is the first of its training, in which layers of all kinds are compiled."""
 
     @property
     def model(self) -> Any:
@@ -78,17 +80,16 @@ class Assembled:
         over packs and processes."""
         if self.fitting is not None:
             self.fitting.layers = self._layers_that_fit(batch)
+        self.compiles = False
         total, sums = self.trainee(batch)
         (total * self.world.size).backward()  # FSDP takes the mean over the processes, the objective is a sum
         return total.detach(), sums
 
     def _layers_that_fit(self, batch: Batch) -> int:
-        """In the very first pack at least one layer of each kind, so that no later step waits for the compiler."""
+        """In the first pack at least one layer of each kind, so that no later step waits for the compiler."""
         assert self.room is not None
         layers = self.room.layers(batch.input_ids.shape[-1])
-        if not self.optimizer.state and all(parameter.grad is None for parameter in self.trained().values()):
-            layers = min(max(layers, 1), len(decoder_layers(self.model)) - 1)
-        return layers
+        return min(max(layers, 1), len(decoder_layers(self.model)) - 1) if self.compiles else layers
 
     def gradient_norm(self) -> torch.Tensor:
         """Of all gradients, before clipping: a scalar on the device."""

@@ -26,6 +26,7 @@ from .checkpoints import check_same_run, load_checkpoint, newest, read_facts
 from .curve import CurveFile, Point, Sink
 from .optimizer import learning_rate
 from .plan import Plan
+from .recipe import TrainRecipe
 from .saving import Saver
 from .self_test import check_isolation
 from .sharding import World
@@ -169,8 +170,11 @@ class Trainer:
         if found is None:
             return 0
         facts = read_facts(found)
-        check_same_run(facts, identity(self.plan.hash, self.plan.recipe.to_json()))
+        check_same_run(
+            facts | identity(facts["plan_hash"], facts["recipe"]), identity(self.plan.hash, self.plan.recipe.to_json())
+        )
         load_checkpoint(found, self._tensors())
+        self.made.compiles = False  # the uninterrupted run did so in its first step, and this is another
         return int(facts["step"])
 
     def _tensors(self) -> dict[str, Any]:
@@ -246,9 +250,11 @@ class Trainer:
 
 
 def identity(plan_hash: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same when a run goes on. The number of processes need not. recipe: as JSON."""
+    """What must be the same when a run goes on. The number of processes need not. recipe: as JSON, of an older version
+    perhaps, which had fewer settings."""
     free = ("name", "description", "recompute", "compile")
-    return {"plan_hash": plan_hash, "recipe": {k: v for k, v in recipe.items() if k not in free}}
+    whole = TrainRecipe.from_json(recipe).to_json()
+    return {"plan_hash": plan_hash, "recipe": {k: v for k, v in whole.items() if k not in free}}
 
 
 @contextlib.contextmanager
