@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bide.data.gold import GYM_MARK as MARK
 from bide.data.gym import Generated, Gym, LazyGym, final_answer, graded, parse
 from bide.data.pool import pool_files, read_pool
 from bide.data.quality import row_filter
@@ -93,6 +94,7 @@ def test_code_may_not(text: str) -> None:
 
 
 @example("_9")
+@example("a9a")
 @example("x9 + a")
 @given(st.text(alphabet="axz_.()[]'\"*9 ", max_size=30))
 def test_what_may_be_evaluated_reaches_nothing(text: str) -> None:
@@ -152,3 +154,11 @@ def test_the_line_that_is_said_to_need_no_network_needs_none(page: str, tmp_path
     part = command[: command.index("--without")] + command[command.index("--without") + 2 :]
     done = subprocess.run(part, cwd=here, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and "--without math500 leaves it out" in done.stderr
+
+
+def test_some_of_the_tasks_are_the_first_of_each_kind() -> None:
+    """What is made and not wanted must not be taken for tasks of the next kind."""
+    files = pool_files(["reasoning-gym:gcd,chain_sum:9"], licences={})
+    all_rows = {(row.source, row.metadata[MARK]["index"]): row.question for row in read_pool(files).rows}
+    some = {(row.source, row.metadata[MARK]["index"]): row.question for row in read_pool(files, limit=3).rows}
+    assert some == {place: question for place, question in all_rows.items() if place[1] < 3} and len(some) == 6

@@ -301,6 +301,7 @@ NOT_NAMED = {
     "roles": "hands on to `subjects`",
     "source_rules": "read at import",
     "answers_file": "a file of lines",
+    "live_line": "tells how far a stage is; items go through as they are",
 }
 
 

@@ -10,6 +10,7 @@ CURATE_COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("bide.cli.curate_run:run", "Make a set from a pool, by a preset or a recipe of your own."),
     "funnel": ("bide.cli.curate_funnel:funnel", "Show what became of every record of the pool."),
     "history": ("bide.cli.curate_funnel:history_", "Show what every stage said of one row."),
+    "rows": ("bide.cli.curate_funnel:rows", "List the records of the pool, and where and why each ended."),
     "sources": ("bide.cli.curate_run:sources", "List the sources of s1's pool, and the presets."),
     "teach": ("bide.cli.curate_teach:teach", "Write a teacher's traces for any file of questions."),
     "attempts": ("bide.cli.curate_teach:attempts", "Let reference models try questions, and grade them."),

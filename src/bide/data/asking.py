@@ -69,6 +69,7 @@ def traces_stage(name: str, teacher: Teacher, directory: Path) -> Stage:
         run,
         {"teacher": teacher.settings, "samples": teacher.samples},
         code_of("asking", "answers_file"),
+        asks=True,
     )
 
 
@@ -132,6 +133,7 @@ def verify_stage(recipe: Recipe, teacher: Teacher, grader: Grader, judge: Judge 
             for batch in _batches(work.rows, 512 if judge is None else 8192):
                 found = [_as_attempt(read_trace(answers, row.id, work.features[row.id]["sample"])) for row in batch]
                 tries += [replace(one, answer="") for one in _graded(batch, found, grader, judge)]
+                work.tick(len(tries) / len(work.rows))
         finally:
             answers.close()
         notes = [note] if (note := agreement(tries, "traces")) else []
@@ -213,7 +215,7 @@ def attempts_stage(students: Sequence[Student], grader: Grader, directory: Path)
             yield outcome(row, "attempts", "", evidence, attempts=counts[row.id])
 
     settings = [[one, student.samples] for one, student in zip(named, students)]
-    return Stage("attempts", run, settings, code_of("asking", "answers_file"))
+    return Stage("attempts", run, settings, code_of("asking", "answers_file"), asks=True)
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

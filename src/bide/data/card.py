@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .audit import Against
 from .contamination import TIERS
 from .funnel import Funnel
 from .funnel_views import markdown
@@ -78,6 +79,23 @@ def facts_of(rows: Sequence[Row], features: Mapping[str, Mapping[str, Any]]) -> 
         "verdicts": verdicts,
         "tokens": sorted(tokens),
     }
+
+
+def notes_of(recipe: Recipe, benchmarks: Sequence[Against], rows: Sequence[Row], selected: int) -> list[str]:
+    """What must be said of a set: what was not checked, what was lost, what is of test splits."""
+    notes = []
+    absent = [name for name in recipe.against if name not in {one.name for one in benchmarks}]
+    if absent:
+        notes.append(f"not checked against {', '.join(absent)}, which the recipe names")
+    wanted = recipe.select.size
+    if wanted is not None and selected < wanted:
+        notes.append(f"{selected} rows were selected, though {wanted} were wanted: the pool had no more that pass")
+    if len(rows) < selected:
+        notes.append(f"{selected - len(rows)} of {selected} selected rows were lost behind that, and not replaced")
+    tested = sorted({row.source for row in rows if row.split == "test"})
+    if tested:
+        notes.append(f"rows of test splits: {', '.join(tested)}")
+    return notes
 
 
 def _size(count: int) -> str:

@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy
 
 from ..errors import UsageError
+from .live_line import Tick, part_of, silent, watched
 from .records import Row
 from .tokens import is_substance, tokens
 
@@ -29,6 +30,10 @@ _MOST_ROUNDS = 30
 _TITLE_WORDS = 3
 _SHORTEST_TITLE_WORD = 4
 _CHUNK = 4096
+_READ, _PLACED, _CLUSTERED = 0.3, 0.47, 0.92
+"""Shares of the time after which words are read, made vectors of, and these put into clusters."""
+_BEGUN = 0.15
+"""Of the time in which clusters are found, that in which their beginnings are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,13 @@ class Clusters:
 
     def subjects(self, rows: Sequence[Row]) -> Iterator[tuple[str, str | None, str]]:
         """As `Classifier`. Fewer rows than clusters are a cluster each."""
-        words = [words_of(row) for row in rows]
-        places = cluster(vectors(words), self.count, self.seed)
+        return self.subjects_told(rows, silent)
+
+    def subjects_told(self, rows: Sequence[Row], tick: Tick) -> Iterator[tuple[str, str | None, str]]:
+        """As `Telling`."""
+        words = [words_of(row) for row in watched(rows, len(rows), tick, 0.0, _READ)]
+        finding = part_of(tick, _PLACED, _CLUSTERED - _PLACED)
+        places = cluster(vectors(words), self.count, self.seed, finding)
         named = titles(words, places)
         for row, place in zip(rows, places):
             yield row.id, named[place], self.name
@@ -98,8 +108,9 @@ def folded(points: Sequence[Sequence[int]]) -> Any:
     return found if wide <= AXES else _scaled(found)
 
 
-def cluster(points: Any, count: int, seed: int) -> list[int]:
-    """The cluster of each point, 0 to count-1: k-means by angle, begun as k-means++ does."""
+def cluster(points: Any, count: int, seed: int, tick: Tick = silent) -> list[int]:
+    """The cluster of each point, 0 to count-1: k-means by angle, begun as k-means++ does. `tick`: told how far it is,
+    if it takes all of its rounds."""
     draw = random.Random(seed).random
     centres = points[[int(draw() * len(points))]] if len(points) else points
     least = numpy.full(len(points), LENGTH * LENGTH, dtype=numpy.float64)
@@ -110,8 +121,10 @@ def cluster(points: Any, count: int, seed: int) -> list[int]:
             break
         place = int(numpy.searchsorted(sums, draw() * sums[-1], side="right"))
         centres = numpy.vstack([centres, points[[min(place, len(points) - 1)]]])
+        tick(_BEGUN * len(centres) / count)
     places = numpy.full(len(points), -1)
-    for _ in range(_MOST_ROUNDS if len(points) else 0):
+    for done in range(_MOST_ROUNDS if len(points) else 0):
+        tick(_BEGUN + (1 - _BEGUN) * done / _MOST_ROUNDS)
         nearest = numpy.argmax(points @ centres.T, axis=1)  # of equals the first
         if (nearest == places).all():
             break

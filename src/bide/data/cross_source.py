@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from zlib import crc32
 
+from .live_line import Tick, silent, watched
 from .records import Decision, Row
 
 _BUCKETS = 1 << 25
@@ -24,25 +25,30 @@ def decide(
     n: int = 8,
     late: Sequence[str] = (),
     text: Callable[[Row], str] = lambda row: row.question,
+    tick: Tick = silent,
 ) -> dict[str, Decision]:
     """Row id -> decision. `order`: the place of a source, as "name"; `late` sources join afterwards: their rows stay,
-    and nothing is held against them. `text`: what of a row is read. Inside a source nothing is dropped."""
+    and nothing is held against them. `text`: what of a row is read. Inside a source nothing is dropped. `tick`: told
+    how far it is."""
     found = {row.id: Decision(row.id, "cross-source", "") for row in rows}
     checked = sorted(
         (row for row in rows if _source(row) not in late), key=lambda row: (order(_source(row)), _source(row), row.id)
     )
     groups = [list(group) for _, group in groupby(checked, _source)]
     seen_in = bytearray(_BUCKETS)
+    done = 0.0
     for number, group in enumerate(groups, start=1):
         mark = min(number, _SEVERAL - 1)
-        for row in group:
+        first, done = done, done + len(group) / max(1, 2 * len(checked))
+        for row in watched(group, len(group), tick, first, done):
             for run in _runs(text(row), n):
                 bucket = crc32(run) % _BUCKETS
                 seen_in[bucket] = mark if seen_in[bucket] in (0, mark) and number < _SEVERAL else _SEVERAL
     kept: dict[bytes, str] = {}
     for group in groups:
         fresh: dict[bytes, str] = {}
-        for row in group:
+        first, done = done, done + len(group) / max(1, 2 * len(checked))
+        for row in watched(group, len(group), tick, first, done):
             shared = [run for run in _runs(text(row), n) if seen_in[crc32(run) % _BUCKETS] == _SEVERAL]
             earlier = next((run for run in shared if run in kept), None)
             if earlier is None:

@@ -18,6 +18,7 @@ from typing import Any
 from zlib import crc32
 
 from ..errors import UsageError
+from .live_line import Tick, silent, watched
 from .records import Decision, Row
 from .tokens import NUMBER, tokens
 
@@ -32,6 +33,8 @@ KINDS: dict[str, str] = {
 _NUMBER = re.compile(r"\d+")
 _BETWEEN_NUMBERS = re.compile(r" (?<=\d )(?=\d)")
 _BUCKETS = 1 << 24
+_CUT, _COUNTED, _COMPARED = 0.16, 0.51, 0.85
+"""Shares of the time after which texts are cut, their shingles counted, and those that share some compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +83,16 @@ def other_numbers(one: str, other: str) -> tuple[tuple[str, ...], tuple[str, ...
     return (left, right) if left and right else None
 
 
-def alike(questions: Sequence[str], *, threshold: float = 0.7, templates: bool = True) -> list[Pair]:
+def alike(
+    questions: Sequence[str], *, threshold: float = 0.7, templates: bool = True, tick: Tick = silent
+) -> list[Pair]:
     """All pairs of questions that are one, or nearly: of equal ones, each with the first of them; the rest between
     those firsts. Sorted by place. `templates`: also pairs with other numbers; of questions that are equal but for
-    those, each with the first, however unlike they are. Raises `UsageError` for a threshold outside (0, 1]."""
+    those, each with the first, however unlike they are. `tick`: told how far it is. Raises `UsageError` for a threshold
+    outside (0, 1]."""
     if not 0 < threshold <= 1:
         raise UsageError(f"wanted a similarity above 0 and at most 1, got {threshold}")
-    texts = [plain(question) for question in questions]
+    texts = [plain(question) for question in watched(questions, len(questions), tick, 0.0, _CUT)]
     firsts: dict[str, int] = {}
     pairs = []
     for at, text in enumerate(texts):
@@ -95,7 +101,7 @@ def alike(questions: Sequence[str], *, threshold: float = 0.7, templates: bool =
             pairs.append(Pair(first, at, "exact", 1.0))
     places = list(firsts.values())
     seen = set()
-    for one, other in _candidates([texts[place] for place in places], threshold):
+    for one, other in _candidates([texts[place] for place in places], threshold, tick):
         first, second = sorted((places[one], places[other]))
         similarity = jaccard(texts[first], texts[second])
         if similarity >= threshold:
@@ -120,7 +126,7 @@ def _same_words(texts: Sequence[str], places: Iterable[int]) -> Iterator[tuple[i
             yield first, place
 
 
-def _candidates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, int]]:
+def _candidates(texts: Sequence[str], threshold: float, tick: Tick = silent) -> Iterator[tuple[int, int]]:
     """Pairs of texts among which are all that are alike, each once; of texts that are equal but for their numbers only
     those with the same numbers in another order.
 
@@ -130,7 +136,7 @@ def _candidates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, i
     but for numbers are met as one, so a thousand of one template are not a million pairs."""
     counts = bytearray(_BUCKETS)
     hashed = []
-    for text in texts:
+    for text in watched(texts, len(texts), tick, _CUT, _COUNTED):
         values = _hashes(text)
         hashed.append(array("I", values))
         for value in values:
@@ -145,7 +151,8 @@ def _candidates(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, i
     same_numbers: defaultdict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
     index: defaultdict[int, list[int]] = defaultdict(list)
     """Shingle -> the kinds of text that have it among their first ones."""
-    for one in sorted(range(len(texts)), key=lambda at: len(hashed[at])):
+    by_length = sorted(range(len(texts)), key=lambda at: len(hashed[at]))
+    for one in watched(by_length, len(texts), tick, _COUNTED, _COMPARED):
         mine = hashed[one]
         size = len(mine)
         first = size - math.ceil(threshold * size - 1e-9) + 1
@@ -218,11 +225,16 @@ def clusters(rows: Sequence[Row], pairs: Iterable[Pair], *, sources: Sequence[st
 
 
 def decide(
-    rows: Sequence[Row], *, threshold: float = 0.7, sources: Sequence[str] = (), stage: str = "deduplicate"
+    rows: Sequence[Row],
+    *,
+    threshold: float = 0.7,
+    sources: Sequence[str] = (),
+    stage: str = "deduplicate",
+    tick: Tick = silent,
 ) -> list[Decision]:
     """For each row, in order, whether it stays; one that goes names the row that stays for it. The evidence of a
-    template, which stays, names the rows that it is one with."""
-    pairs = alike([row.question for row in rows], threshold=threshold)
+    template, which stays, names the rows that it is one with. `tick`: told how far it is."""
+    pairs = alike([row.question for row in rows], threshold=threshold, tick=tick)
     reasons: dict[int, str] = {}
     evidence: defaultdict[int, dict[str, Any]] = defaultdict(dict)
     for cluster in clusters(rows, pairs, sources=sources):

@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import UsageError
 from .clusters import LENGTH, cluster, folded, titles, words_of
 from .fingerprints import code_hash
+from .live_line import Tick, silent
 from .records import Row
 from .served import complain, forecast_of, reason_of, settings_of
 from .stages import encode
@@ -81,7 +82,11 @@ class EmbeddedClusters:
         return hashlib.sha256(encode(depends)).hexdigest()[:16]
 
     def subjects(self, rows: Sequence[Row]) -> Iterator[tuple[str, str | None, str]]:
-        """As `Classifier`. Raises `UnaskedError` if the cap on the cost was reached, and what `ask_questions` raises.
+        """As `Classifier`. Raises as `subjects_told` does."""
+        return self.subjects_told(rows, silent)
+
+    def subjects_told(self, rows: Sequence[Row], tick: Tick) -> Iterator[tuple[str, str | None, str]]:
+        """As `Telling`. Raises `UnaskedError` if the cap on the cost was reached, and what `ask_questions` raises.
         Vectors of another length than most are none."""
         found: dict[str, array[int]] = {}
         failed: dict[str, str] = {}
@@ -98,7 +103,8 @@ class EmbeddedClusters:
         sizes = [len(vector) for vector in found.values()]
         size = max(sorted(set(sizes)), key=sizes.count, default=0)
         kept = [row for row in rows if len(found.get(row.id, ())) == size and row.id in found]
-        places = cluster(folded([found[row.id] for row in kept]), self.count, self.seed)
+        tick(0.0)  # the asking was told by itself
+        places = cluster(folded([found[row.id] for row in kept]), self.count, self.seed, tick)
         named = titles([words_of(row) for row in kept], places)
         codes = {row.id: named[place] for row, place in zip(kept, places)}
         for row in rows:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..formats import ReasoningFormat
 from ..training_text import training_text
+from .live_line import Tick, silent, watched
 from .pool_files import parquet_module
 from .records import Row, Trace
 from .stages import encode, write_whole
@@ -79,14 +80,17 @@ def record_of(row: Row, trace: Trace, features: Mapping[str, Any], style: Reason
     return found
 
 
-def write_set(directory: Path, records: Iterator[dict[str, Any]], *, two_teachers: bool) -> int:
-    """Write `train.jsonl` and `train.parquet`. Returns how many rows. Raises `MissingExtraError` without pyarrow."""
+def write_set(
+    directory: Path, records: Iterator[dict[str, Any]], *, two_teachers: bool, rows: int, tick: Tick = silent
+) -> int:
+    """Write `train.jsonl` and `train.parquet`. `rows`: how many there should be. Returns how many there were. Raises
+    `MissingExtraError` without pyarrow."""
     parquet = parquet_module()
     count = 0
 
     def lines() -> Iterator[bytes]:
         nonlocal count
-        for record in records:
+        for record in watched(records, rows, tick, 0.0, 0.5):
             count += 1
             yield encode(record) + b"\n"
 
@@ -96,7 +100,7 @@ def write_set(directory: Path, records: Iterator[dict[str, Any]], *, two_teacher
 
     def again() -> Iterator[dict[str, Any]]:
         with lined.open(encoding="utf-8", errors="surrogatepass") as file:
-            for line in file:
+            for line in watched(file, rows, tick, 0.5, 1.0):
                 yield json.loads(line)
 
     fresh = directory / "train.parquet.new"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .pool import SAME_QUESTION
 from .records import Decision, Row
+from .refused import POOL, read_refused
 from .stages import read_outcomes, read_reasons
 
 SELECTED = "selected"
@@ -87,6 +89,12 @@ class Manifest:
         return self.directory / str(self.content["pool"])
 
     @property
+    def refused(self) -> Path | None:
+        """The file of the records that are no rows; None if there are none."""
+        name = self.content.get("refused")
+        return None if name is None else self.directory / str(name)
+
+    @property
     def stages(self) -> list[tuple[str, Path]]:
         """(name, file) in order."""
         return [(name, self.directory / file) for name, file in self.content["stages"]]
@@ -150,9 +158,9 @@ def funnel_of(manifest: Manifest) -> Funnel:
     for row, copies in rows:
         sources[row.id] = row.source
         for source in copies:
-            lost.setdefault("same_question", Counter())[source] += 1
+            lost.setdefault(SAME_QUESTION, Counter())[source] += 1
     count = head["records"]
-    steps = [_step("pool", count, lost)]
+    steps = [_step(POOL, count, lost)]
     alive = set(sources)
     notes: list[str] = list(manifest.content.get("notes", ()))
     for stage, path in manifest.stages:
@@ -187,6 +195,21 @@ def statuses(manifest: Manifest) -> Iterator[tuple[str, str, str]]:
         yield row_id, stage, reason
 
 
+def endings(manifest: Manifest) -> Iterator[tuple[str, str, str, str]]:
+    """(id, source, stage, reason) of every record that was read: those that are no rows by their places, then the rows
+    by their ids. Raises `UsageError` for a set of an earlier release, which kept only numbers of the former."""
+    head, rows = read_pool_file(manifest.pool)
+    if manifest.refused is not None:
+        for one in read_refused(manifest.refused):
+            yield one.id, one.source, POOL, one.reason
+    elif head["refused"]:
+        raise UsageError(f"the set {manifest.name} was made when refused records were only counted",
+                         hint="run the recipe again: nothing that was answered is asked again")  # fmt: skip
+    sources = {row.id: row.source for row, _ in rows}
+    for row_id, stage, reason in statuses(manifest):
+        yield row_id, sources[row_id], stage, reason
+
+
 def history(manifest: Manifest, wanted: str) -> tuple[Row, list[str], list[tuple[Decision, Mapping[str, Any]]]]:
     """(row, sources of its copies, what each stage said and found) for an id or the start of one. Raises `UsageError`
     where it is no row of the pool, or several."""
@@ -194,7 +217,8 @@ def history(manifest: Manifest, wanted: str) -> tuple[Row, list[str], list[tuple
     found = [(row, copies) for row, copies in rows if row.id.startswith(wanted)]
     if len(found) != 1:
         what = "no row" if not found else f"{len(found)} rows"
-        raise UsageError(f"{what} of the pool of {manifest.name} begins with {wanted!r}", hint="ids are in the exports")
+        raise UsageError(f"{what} of the pool of {manifest.name} begins with {wanted!r}",
+                         hint="ids are in the exports, and bide curate rows lists all")  # fmt: skip
     row, copies = found[0]
     said = []
     for _, path in manifest.stages:

@@ -31,7 +31,7 @@ EVALUATES = frozenset((
 """Tasks whose verifier runs an answer as Python, by `eval` or by way of sympy (0.1.25)."""
 _HARMLESS = re.compile(
     r"(?:[\d\s\[\](),+\-/^'\"_]|\*(?!\s*\*)|\*\*\s*\d(?!\d|\s*\*\*)|\.(?=\d)"
-    r"|(?<![A-Za-z_.])(?:[A-Za-z]|sin|cos|tan|exp|log|sqrt)(?![A-Za-z_]))*"
+    r"|(?<![A-Za-z_.])(?:[A-Za-z]|sin|cos|tan|exp|log|sqrt)(?!\d*[A-Za-z_]))*"
 )
 _LONGEST = 500
 _MOST_BYTES = 2 << 30

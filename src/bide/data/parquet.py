@@ -27,6 +27,15 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         raise UsageError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
+def rows_of(path: Path) -> int:
+    """How many rows a file has. Raises `UsageError` for a file that is none."""
+    try:
+        found: int = pyarrow.parquet.read_metadata(path).num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+    return found
+
+
 def write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[tuple[str, str]]) -> None:
     """Write `rows` with `columns`, (name, type) each; types: string, strings, integer, number, boolean."""
     schema = pyarrow.schema([(name, _types()[kind]) for name, kind in columns])

@@ -32,7 +32,7 @@ from .difficulty import Solved
 from .quality import dropped_by
 from .recipes import Recipe
 from .records import Decision, Row
-from .roles import Classifier, Models
+from .roles import Classifier, Models, Telling
 from .selection import Candidate, limo_scores
 from .source_rules import without_choices
 from .sources import SOURCES, place_of
@@ -70,6 +70,7 @@ def make_stages(
                 lambda work: _subjects(work, models.classifier),
                 {"classifier": models.classifier.name, "version": models.classifier.version},
                 (type(models.classifier).__module__, *code),
+                asks=hasattr(models.classifier, "forecast"),
             )
         )
     if recipe.difficulty is not None:
@@ -96,7 +97,7 @@ def make_stages(
 
 def _deduplicate(threshold: float) -> Stage:
     def run(work: Work) -> Iterator[Outcome]:
-        for decision in duplicates.decide(work.rows, threshold=threshold, sources=list(SOURCES)):
+        for decision in duplicates.decide(work.rows, threshold=threshold, sources=list(SOURCES), tick=work.tick):
             yield Outcome(decision)
 
     code = code_of("pipeline", "duplicates", "tokens", "sources")
@@ -106,7 +107,7 @@ def _deduplicate(threshold: float) -> Stage:
 def _cross_source(words: int, late: tuple[str, ...]) -> Stage:
     def run(work: Work) -> Iterator[Outcome]:
         found = cross_source.decide(
-            work.rows, lambda name: place_of(name)[0], n=words, late=late, text=without_choices
+            work.rows, lambda name: place_of(name)[0], n=words, late=late, text=without_choices, tick=work.tick
         )  # fmt: skip
         for row in work.rows:
             yield Outcome(found[row.id])
@@ -172,7 +173,8 @@ def _screen(work: Work, recipe: Recipe) -> Iterator[Outcome]:
 
 def _subjects(work: Work, classifier: Classifier) -> Iterator[Outcome]:
     rows = {row.id: row for row in work.rows}
-    for row, code, how in classifier.subjects(work.rows):
+    told = classifier.subjects_told(work.rows, work.tick) if isinstance(classifier, Telling) else None
+    for row, code, how in told or classifier.subjects(work.rows):
         if code is None:
             yield outcome(rows[row], "subjects", how if how.startswith("api_error:") else "no_subject", {"why": how})
         else:

@@ -8,38 +8,28 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
 from . import gym
-from .gym import Generated
-from .pool_files import files_of, read_records
+from .live_line import Tick, part_of, silent, watched
+from .places import Named, Place, PoolFile, Tell, named, size_of
+from .pool_files import files_of, read_numbered
 from .records import BAD_TEXT, Row, is_sound, row_id
 from .source_rules import Refused
 from .sources import SOURCES, Source, chosen, is_used, kind_of, place_of, rule_for
 
 MOST_METADATA = 200_000
 """Characters of a Python literal that are read; a longer one stays text."""
+SAME_QUESTION = "same_question"
+"""Why a record is no row: another one with the same question is."""
+NOT_DRAWN = "source_rule:not_drawn"
 _NO_PARTS = ("data", "default", "main")
 _SPLIT = re.compile(r"(?:train|test|validation|valid|val|dev)[-_]?\d*", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolFile:
-    """A file of the pool."""
-
-    source: str
-    """"name" or "name/part"."""
-    path: Path
-    licence: str
-    split: str
-    revision: str | None = None
-    """The commit of the hub that it is of; of generated tasks, what made them."""
-    generated: Generated | None = None
-    """Tasks to make, in place of `path`."""
 
 
 @dataclass(slots=True)
@@ -93,27 +83,42 @@ def pool_files(specs: Iterable[str], *, licences: Mapping[str, str], unpinned: b
     return found
 
 
-def read_pool(files: Iterable[PoolFile], *, limit: int | None = None) -> Pool:
-    """All rows of `files`, by id. `limit`: only the first so many records of each file.
+def read_pool(
+    files: Iterable[PoolFile], *, limit: int | None = None, tell: Tell | None = None, tick: Tick = silent
+) -> Pool:
+    """All rows of `files`, by id. `limit`: only the first so many records of each file. `tell`: told of each record
+    that is no row, once. `tick`: told how much is read, by bytes.
 
     Records with the same question are one row: of the source that stands first in `SOURCES` (others after them, by
-    name), then the one with a solution, with an answer, with the longer solution. The order of files and of the
-    records in them makes no difference but through `limit`.
+    name), then the one with a solution, with an answer, with the longer solution. The order of files makes no
+    difference, and that of the records in them none but through `limit`, and to what `tell` is told.
     """
     best: dict[str, Row] = {}
+    places: dict[str, Place] = {}
     copies: dict[str, list[str]] = {}
     refused: Counter[tuple[str, str]] = Counter()
+
+    def refuse(place: Place, reason: str, record: Mapping[str, Any] | None, row: str | None) -> None:
+        refused[place[0].file.source, reason] += 1
+        if tell is not None:
+            tell(place, reason, record, row)
+
     with gym.LazyGym() as made:
-        for row in _drawn_rows(files, made, refused, limit):
+        for row, place in _drawn_rows(named(files), made, refuse, limit, tick):
             other = best.get(row.id)
             if other is None:
-                best[row.id] = row
+                best[row.id], places[row.id] = row, place
                 continue
             first, second = sorted((row, other), key=_rank)
             best[row.id] = first
             copies.setdefault(row.id, []).append(second.source)
-    for places in copies.values():
-        places.sort()
+            lost = place
+            if first is row:
+                lost, places[row.id] = places[row.id], place
+            if tell is not None:
+                tell(lost, SAME_QUESTION, None, row.id)
+    for sources in copies.values():
+        sources.sort()
     return Pool([best[one] for one in sorted(best)], copies, refused)
 
 
@@ -143,35 +148,37 @@ def as_json(value: Any) -> Any:
 
 
 def _drawn_rows(
-    files: Iterable[PoolFile], made: gym.LazyGym, refused: Counter[tuple[str, str]], limit: int | None
-) -> Iterator[Row]:
+    files: Sequence[Named], made: gym.LazyGym, refuse: Tell, limit: int | None, tick: Tick
+) -> Iterator[tuple[Row, Place]]:
     """The rows of all files; of a source that only some are taken of, these, out of all its files."""
-    waiting: dict[str, list[Row]] = {}
+    waiting: dict[str, list[tuple[Row, Place]]] = {}
+    whole, read = max(1, sum(size_of(file.file) for file in files)), 0
     for file in files:
-        rows = _rows(file, made, refused, limit)
-        known = SOURCES.get(file.source.partition("/")[0])
+        size, before = size_of(file.file), read
+        rows = _rows(file, made, refuse, limit, part_of(tick, before / whole, size / whole))
+        read += size
+        known = SOURCES.get(file.file.source.partition("/")[0])
         if known and known.take:
             waiting.setdefault(known.name, []).extend(rows)
         else:
             yield from rows
     for name, drawn_from in waiting.items():
-        keep = chosen(sorted({row.id for row in drawn_from}), SOURCES[name].take, name)
-        for row in drawn_from:
+        keep = chosen(sorted({row.id for row, _ in drawn_from}), SOURCES[name].take, name)
+        for row, place in drawn_from:
             if row.id in keep:
-                yield row
+                yield row, place
             else:
-                refused[row.source, "source_rule:not_drawn"] += 1
+                refuse(place, NOT_DRAWN, None, row.id)
 
 
-def _rows(file: PoolFile, made: gym.LazyGym, refused: Counter[tuple[str, str]], limit: int | None) -> Iterator[Row]:
+def _rows(at: Named, made: gym.LazyGym, refuse: Tell, limit: int | None, tick: Tick) -> Iterator[tuple[Row, Place]]:
+    file = at.file
     rule = gym.task if file.generated else rule_for(file.source)
     used = is_used(file.source)
-    for number, record in enumerate(_records(file, made)):
-        if limit is not None and number >= limit:
-            break
+    for number, record in _records(file, made, limit, tick):
         fields = rule(record) if used else Refused("source_rule:part_not_used")
         if isinstance(fields, Refused):
-            refused[file.source, fields.reason] += 1
+            refuse((at, number), fields.reason, record, None)
             continue
         metadata = {name: literal(value) for name, value in fields.metadata.items() if value is not None}
         kind = kind_of(file.source) or fields.kind
@@ -180,9 +187,9 @@ def _rows(file: PoolFile, made: gym.LazyGym, refused: Counter[tuple[str, str]], 
         metadata = as_json(metadata)
         texts = (fields.question, fields.solution, fields.answer, json.dumps(metadata, ensure_ascii=False))
         if not all(map(is_sound, texts)):
-            refused[file.source, BAD_TEXT] += 1
+            refuse((at, number), BAD_TEXT, record, None)
             continue
-        yield Row(
+        row = Row(
             row_id(fields.question),
             fields.question,
             fields.solution,
@@ -192,10 +199,18 @@ def _rows(file: PoolFile, made: gym.LazyGym, refused: Counter[tuple[str, str]], 
             file.licence,
             metadata,
         )
+        yield row, (at, number)
 
 
-def _records(file: PoolFile, made: gym.LazyGym) -> Iterator[Mapping[str, Any]]:
-    return read_records(file.path) if file.generated is None else made().make(file.generated)
+def _records(
+    file: PoolFile, made: gym.LazyGym, limit: int | None, tick: Tick
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    if file.generated is None:
+        yield from islice(read_numbered(file.path, tick), limit)
+    else:
+        for number, record in enumerate(watched(made().make(file.generated), file.generated.count, tick), start=1):
+            if limit is None or number <= limit:  # the others are taken, too, or they would pass for the next kind's
+                yield number, record
 
 
 def _rank(row: Row) -> tuple[Any, ...]:

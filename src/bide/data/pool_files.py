@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..errors import MissingExtraError, UsageError
+from .live_line import Tick, silent, watched
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _FIELD_LIMIT = 10_000_000
@@ -17,22 +19,35 @@ _FIELD_LIMIT = 10_000_000
 
 def read_records(path: Path) -> Iterator[Mapping[str, Any]]:
     """The records of a file, in its order. Raises `UsageError` for one that cannot be read, with the place."""
+    for _, record in read_numbered(path):
+        yield record
+
+
+def read_numbered(path: Path, tick: Tick = silent) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The records of a file with where they stand, from 1 on: see `unit_of`. `tick`: told how much of the file is read.
+    Raises as `read_records` does."""
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
+    records: Iterator[tuple[int, Any]]
     if path.suffix == ".parquet":
-        records = _parquet(path)
+        records = enumerate(_parquet(path, tick), start=1)
     elif path.suffix == ".csv":
-        records = _csv(path)
+        records = enumerate(_csv(path, tick), start=1)
     elif path.suffix == ".json":
-        records = _json_list(path)
+        records = enumerate(_json_list(path, tick), start=1)
     elif path.suffix == ".jsonl":
-        records = _json_lines(path)
+        records = _json_lines(path, tick)
     else:
         raise UsageError(f"{path}: wanted a file that ends in one of {', '.join(SUFFIXES)}")
-    for number, record in enumerate(records, start=1):
+    for count, (number, record) in enumerate(records, start=1):
         if not isinstance(record, Mapping):
-            raise UsageError(f"{path}, record {number}: wanted an object with a question, got {type(record).__name__}")
-        yield record
+            raise UsageError(f"{path}, record {count}: wanted an object with a question, got {type(record).__name__}")
+        yield number, record
+
+
+def unit_of(path: Path) -> str:
+    """What the records of a file are counted in: "line" of JSON lines, blank ones included, else "record"."""
+    return "line" if path.suffix == ".jsonl" else "record"
 
 
 def files_of(path: Path) -> list[Path]:
@@ -57,38 +72,41 @@ def parquet_module() -> Any:
         raise MissingExtraError("pyarrow", "curate") from None
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
+def _json_lines(path: Path, tick: Tick) -> Iterator[tuple[int, Any]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(_text(path, file), start=1):
+        for number, line in enumerate(_text(path, file, tick), start=1):
             if line.strip():
-                yield _json(line, f"{path}, line {number}")
+                yield number, _json(line, f"{path}, line {number}")
 
 
-def _json_list(path: Path) -> Iterator[Any]:
+def _json_list(path: Path, tick: Tick) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig") as file:
         found = _json("".join(_text(path, file)), str(path))
     if not isinstance(found, list):
         raise UsageError(f"{path} is no JSON list of questions")
-    yield from found
+    yield from watched(found, len(found), tick)
 
 
-def _csv(path: Path) -> Iterator[Any]:
+def _csv(path: Path, tick: Tick) -> Iterator[Any]:
     csv.field_size_limit(_FIELD_LIMIT)
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            for record in csv.DictReader(_text(path, file)):
+            for record in csv.DictReader(_text(path, file, tick)):
                 yield {name: value for name, value in record.items() if name is not None}
         except csv.Error as error:
             raise UsageError(f"{path} cannot be read as CSV: {error}") from None
 
 
-def _parquet(path: Path) -> Iterator[Any]:
-    yield from parquet_module().read_parquet(path)
+def _parquet(path: Path, tick: Tick) -> Iterator[Any]:
+    parquet = parquet_module()
+    yield from watched(parquet.read_parquet(path), 1 if tick is silent else parquet.rows_of(path), tick)
 
 
-def _text(path: Path, lines: Iterator[str]) -> Iterator[str]:
+def _text(path: Path, file: TextIO, tick: Tick = silent) -> Iterator[str]:
+    """Its lines. How far it is, is told by the bytes that are read."""
+    size = max(1, os.fstat(file.fileno()).st_size)
     try:
-        yield from lines
+        yield from watched(file, 1, lambda _: tick(min(1.0, file.buffer.tell() / size))) if tick is not silent else file
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text: {error}") from None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .audit import Against
-from .pool import PoolFile
+from .places import PoolFile
 
 
 def of_files(files: Iterable[PoolFile]) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from .live_line import Tick
 from .records import Attempt, Failure, Row, Trace
 from .subjects import classify
 
@@ -82,6 +83,14 @@ class Classifier(Protocol):
         """(row id, code, who says so); the code is one of the classifier's own titles, or "" for unclassified. None: no
         valid reply after all tries, and why: "unparsed", "api_error:http_500". May raise a `BideError` to stop: what
         was answered is kept."""
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A classifier that works long before its first answer, and tells how far it is."""
+
+    def subjects_told(self, rows: Sequence[Row], tick: Tick) -> Iterable[tuple[str, str | None, str]]:
+        """As `Classifier.subjects`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """A whole curation: a pool in, a set out, everything between them kept and never made twice.
 
-OUT/stages/          pool and outcomes of stages, each named by a hash of what it was made of
+OUT/stages/          pool, what it refused, and outcomes of stages, each named by a hash of what it was made of
 OUT/answers/         what models answered, one file a model and settings; grows
 OUT/NAME/            a set: train.parquet, train.jsonl, README.md, funnel.json, funnel.svg, run.json
 OUT/timing.jsonl     how long stages took: the only file that differs from run to run
@@ -9,7 +9,6 @@ OUT/lock             held by the process that writes
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -27,21 +26,25 @@ from . import provenance
 from .answers_file import AnswersFile
 from .asking import ASKING, answers_name, read_trace
 from .audit import Against
-from .card import card, facts_of
+from .card import card, facts_of, notes_of
 from .difficulty import Band
 from .export import record_of, write_set
 from .fingerprints import fingerprint
 from .forecast import Forecast, forecast
 from .funnel import Funnel, funnel_of, group, load_manifest
 from .funnel_views import svg
+from .live_line import StageLine
 from .pipeline import make_stages
-from .pool import Pool, PoolFile, read_pool
+from .places import PoolFile, size_of
+from .pool import read_pool
 from .pool_files import parquet_module
+from .pool_store import keep_pool
 from .recipe_checks import check_sources
 from .recipes import Recipe
-from .records import Row, fields_of
+from .records import Row
+from .refused import Refusals
 from .roles import Models
-from .stages import Result, StageStore, encode, row_hash, write_lines, write_whole
+from .stages import Result, StageStore, encode, row_hash, write_whole
 
 try:
     import fcntl
@@ -90,14 +93,19 @@ def curate(
     training_text(style, "question", "thinking", "answer", chat_template=chat_template)  # refused before it is paid for
     parquet_module()
     seconds: dict[str, float] = {}
-    with _locked(out):
+    with _locked(out), StageLine(log) as live:
         for stale in (out / "stages").glob("*.new"):  # of a run that was killed
             stale.unlink()
         began = time.perf_counter()
-        pool = read_pool(files, limit=limit)
-        hashes = {row.id: row_hash(row) for row in pool.rows}
-        pool_path = _keep_pool(out / "stages", pool, files, hashes)
+        live.begin("pool", sum(map(size_of, files)), "MB")
+        with Refusals(out / "stages") as refusals:
+            pool = read_pool(files, limit=limit, tell=refusals.add, tick=live.at)
+            hashes = {row.id: row_hash(row) for row in pool.rows}
+            pool_path = keep_pool(out / "stages", pool, files, hashes)
+            refused_path = refusals.keep()
+        assert refusals.count == pool.records - len(pool.rows), "each record is a row, or has its reason"
         seconds["pool"] = time.perf_counter() - began
+        live.end()
         _say(log, f"pool: {pool.records:,} records, {len(pool.rows):,} questions")
         store = StageStore(out / "stages", hashes)
         rows: Sequence[Row] = pool.rows
@@ -118,7 +126,8 @@ def curate(
                 before_asking(forecast(recipe, models, rows))
             began = time.perf_counter()
             again = retry_failed and stage.name in asks
-            result = store.run(stage, rows, features, again=again)
+            live.begin(stage.name, len(rows))
+            result = store.run(stage, rows, features, again=again, tick=live.at)
             if result.fresh:
                 seconds[stage.name] = time.perf_counter() - began
             made.append([stage.name, str(result.path.relative_to(out))])
@@ -132,6 +141,7 @@ def curate(
                 ended.update(f"{stage.name}: {reason}" for reason in reasons)
             if stage.name == "final-check":
                 leaks = [o.decision.reason for o in result.outcomes.values() if not o.decision.kept]
+            live.end()
             _say(log, f"{stage.name}: {len(rows):,} left{'' if result.fresh else ' (known)'}")
             if not (leaks and not drop_contaminated):
                 _refuse_empty(rows, ended, directory)
@@ -148,6 +158,7 @@ def curate(
             "seed": seed,
             "limit": limit,
             "pool": str(pool_path.relative_to(out)),
+            **({"refused": str(refused_path.relative_to(out))} if refused_path else {}),
             "revisions": {file.source: file.revision for file in files if file.revision},
             "files": provenance.of_files(files),
             "text": provenance.of_text(style.name, chat_template),
@@ -161,13 +172,16 @@ def curate(
             "judge": dict(models.judge.settings) if models.judge else None,
             "classifier": models.classifier.name if recipe.select.per_subject else None,
             "benchmarks": provenance.of_benchmarks(benchmarks),
-            "notes": _notes(recipe, benchmarks, rows, selected),
+            "notes": notes_of(recipe, benchmarks, rows, selected),
         }
         write_whole(directory / "run.json", [json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"])
+        live.begin("export", len(rows))
         count = write_set(
             directory,
             _records(recipe, models, rows, features, first_samples, out, style.name, chat_template),
             two_teachers=recipe.retrace,
+            rows=len(rows),
+            tick=live.at,
         )
         funnel = funnel_of(load_manifest(out, name))
         assert funnel.records == records and count == len(rows) == sum(funnel.selected.values())
@@ -224,34 +238,6 @@ def _go_on(rows: Sequence[Row], result: Result, features: dict[str, dict[str, An
     return kept
 
 
-def _keep_pool(directory: Path, pool: Pool, files: Sequence[PoolFile], hashes: Mapping[str, str]) -> Path:
-    refused = [[source, reason, count] for (source, reason), count in sorted(pool.refused.items())]
-    revisions = {file.source: file.revision for file in files if file.revision}
-    head = {"records": pool.records, "refused": refused, "revisions": revisions}
-    digest = _pool_hash(pool, head, hashes)
-    path = directory / f"pool-{digest}.jsonl"
-    if not path.exists():
-        write_lines(
-            path,
-            (
-                head,
-                *(
-                    {"row": fields_of(row), **({"copies": copies} if (copies := pool.copies.get(row.id)) else {})}
-                    for row in pool.rows
-                ),
-            ),
-        )
-    return path
-
-
-def _pool_hash(pool: Pool, head: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
-    """Names a pool by all of its rows."""
-    found = hashlib.sha256(encode(head))
-    for row in pool.rows:
-        found.update(encode([hashes[row.id], pool.copies.get(row.id, [])]))
-    return found.hexdigest()[:16]
-
-
 def _records(
     recipe: Recipe, models: Models, rows: Sequence[Row], features: Mapping[str, Mapping[str, Any]],
     first_samples: Mapping[str, int], out: Path, style: str, template: str | None,
@@ -274,22 +260,6 @@ def _records(
         first.close()
         if second is not None:
             second.close()
-
-
-def _notes(recipe: Recipe, benchmarks: Sequence[Against], rows: Sequence[Row], selected: int) -> list[str]:
-    notes = []
-    absent = [name for name in recipe.against if name not in {one.name for one in benchmarks}]
-    if absent:
-        notes.append(f"not checked against {', '.join(absent)}, which the recipe names")
-    wanted = recipe.select.size
-    if wanted is not None and selected < wanted:
-        notes.append(f"{selected} rows were selected, though {wanted} were wanted: the pool had no more that pass")
-    if len(rows) < selected:
-        notes.append(f"{selected - len(rows)} of {selected} selected rows were lost behind that, and not replaced")
-    tested = sorted({row.source for row in rows if row.split == "test"})
-    if tested:
-        notes.append(f"rows of test splits: {', '.join(tested)}")
-    return notes
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import BideError, UsageError
 from .fingerprints import code_hash, fingerprint
+from .live_line import Tick, silent, watched
 from .records import Decision, Row
 
 Features = Mapping[str, Any]
@@ -41,6 +42,8 @@ class Work:
     """Those that are still there, by id."""
     features: Mapping[str, Features]
     """Row id -> what was found out. Only what the stage reads."""
+    tick: Tick = silent
+    """To be told how far a stage is that has much to do before its first outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Stage:
     """Modules whose text it depends on, besides those of what is in `settings`."""
     reads: tuple[str, ...] = ()
     """Names of the earlier features that it sees."""
+    asks: bool = False
+    """Whether it asks models, which tell by themselves how far they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,11 @@ class StageStore:
         self._hashes = dict(hashes or {})
 
     def run(
-        self, stage: Stage, rows: Sequence[Row], features: Mapping[str, Features], *, again: bool = False
-    ) -> Result:
+        self, stage: Stage, rows: Sequence[Row], features: Mapping[str, Features], *, again: bool = False,
+        tick: Tick = silent,
+    ) -> Result:  # fmt: skip
         """The outcome of `stage` over `rows`, sorted by id: from its file, or made now (`again`: in any case) and
-        kept."""
+        kept. `tick`: told how far it is while it is made."""
         seen: dict[str, Features] = {}
         if stage.reads:
             for row in rows:
@@ -101,7 +107,8 @@ class StageStore:
             return Result(stage.name, path, known, fresh=False)
         lines: dict[str, bytes] = {}
         outcomes: dict[str, Outcome] = {}
-        for outcome in stage.decide(Work(rows, seen)):
+        count_by = silent if stage.asks else tick
+        for outcome in watched(stage.decide(Work(rows, seen, tick)), len(rows), count_by):
             assert outcome.decision.stage == stage.name, stage.name
             lines[outcome.decision.row] = encode(_line(outcome)) + b"\n"
             outcomes[outcome.decision.row] = _without_evidence(outcome)
