@@ -147,8 +147,10 @@ def test_compiled_and_checkpointed_layers_in_float8() -> None:
 def kernels_chosen_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inductor compiles for the host, but weighs as for a GPU whether sums along rows and along columns are to be one
     kernel, with the guards that this leaves. Such kernels are not made, and no kernel is run."""
-    from torch._inductor import async_compile, scheduler
+    from torch._inductor import scheduler
     from torch._inductor.codecache import PyCodeCache
+
+    from without_kernels import skip_kernels
 
     node, fusion = scheduler.BaseSchedulerNode, scheduler.MixOrderReduction
     weigh = fusion.can_fuse
@@ -161,15 +163,7 @@ def kernels_chosen_as_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         return False
 
     monkeypatch.setattr(fusion, "can_fuse", can_fuse)
-    monkeypatch.setattr(async_compile.AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
-    guards = torch._C._dynamo.guards
-    monkeypatch.setattr(
-        guards, "_empty_strided_cpu", lambda size, stride, kind: torch.empty_strided(size, stride, dtype=kind)
-    )
-    monkeypatch.setattr(
-        guards, "_reinterpret_tensor",
-        lambda x, size, stride, offset=0: torch.as_strided(x.detach(), size, stride, offset),
-    )  # fmt: skip
+    skip_kernels(monkeypatch)
     recompute._COMPILED.clear()
     torch._dynamo.reset()
     with torch._inductor.config.patch({"fx_graph_cache": False, "triton.mix_order_reduction": True}):

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import torch.distributed as dist  # noqa: E402
-from torch._inductor import async_compile  # noqa: E402
 from torch._inductor.codecache import PyCodeCache  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
@@ -27,6 +26,7 @@ from bide.train.optimizer import AdamW  # noqa: E402
 from bide.train.recipe import TrainRecipe, s1  # noqa: E402
 from bide.train.shapes import ModelShape  # noqa: E402
 from bide.train.sharding import World  # noqa: E402
+from without_kernels import skip_kernels  # noqa: E402
 
 SMALL = ModelShape("small", 6, 256, 4, 2, 64, 1408, 64, False)
 """Widths in the proportions of the 32B; so few words that the loss, which a CPU computes otherwise, is no peak."""
@@ -82,15 +82,7 @@ class Tracker(TorchDispatchMode):
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compiled code allocates and frees as it would, and computes nothing. Layers compute in bf16, as on a GPU."""
-    monkeypatch.setattr(async_compile.AsyncCompile, "cpp_pybinding", lambda *_: lambda *_: None)
-    guards = torch._C._dynamo.guards
-    monkeypatch.setattr(
-        guards, "_empty_strided_cpu", lambda size, stride, kind: torch.empty_strided(size, stride, dtype=kind)
-    )
-    monkeypatch.setattr(
-        guards, "_reinterpret_tensor",
-        lambda x, size, stride, offset=0: torch.as_strided(x.detach(), size, stride, offset),
-    )  # fmt: skip
+    skip_kernels(monkeypatch)
     monkeypatch.setitem(trainee.COMPUTE, "cpu", torch.bfloat16)
     monkeypatch.setattr(trainee, "randomise", lambda *_: None)
     state_of = AdamW.state_of

@@ -12,6 +12,9 @@ from typing import Any
 from .gym import Generated
 from .pool_files import unit_of
 
+_BYTES_OF_A_TASK = 20_000
+"""Of a file that takes as long to read as a task to make."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolFile:
@@ -49,7 +52,6 @@ class Named:
         return "record" if self.file.generated is not None else unit_of(self.file.path)
 
 
-_BYTES_OF_A_TASK = 20_000
 Place = tuple[Named, int]
 """Where a record stands: its file, and which of its records, or lines, from 1 on."""
 Tell = Callable[[Place, str, Mapping[str, Any] | None, str | None], None]

@@ -117,8 +117,9 @@ def forecast(
     """The quickest way to run `plan` on `machine` that fits, or why there is none.
 
     With `recompute="auto"` all policies are tried, and mixtures of two, where each pack has as many layers of the
-    dearer one as it leaves room for. `remedies`: whether to look for what would help where nothing fits. `sharer`: of
-    this plan's samples, to be used again. max_tokens: of a pack, where that is settled.
+    dearer one as it leaves room for. `remedies`: whether to look for what would help where nothing fits, and through
+    all steps for the fullest pack. `sharer`: of this plan's samples, to be used again. `max_tokens`: of a pack, where
+    that is settled.
     """
     recipe, price = plan.recipe, prices[machine.gpu.name]
     base = Forecast(machine, len(plan.steps), price, Memory({}, "", 0.0), recipe.recompute)
@@ -129,7 +130,7 @@ def forecast(
     best: tuple[float, Shares, str] | None = None
     sharer = sharer or Sharer(plan)
     if max_tokens:
-        ways = [share(plan, machine.count, min(padded(max_tokens), longest_pack(plan, machine.count)))]
+        ways = [share(plan, machine.count, min(max_tokens, longest_pack(plan, machine.count)))]
     else:
         ways = sharer.ways(machine.count)
     for shares in ways:
@@ -186,7 +187,7 @@ def _choices(plan: Plan, machine: Machine, shares: Shares, larger: float) -> lis
     """What may be recomputed such that the longest pack fits."""
 
     def fits(choice: str) -> bool:
-        return _longest(plan, machine, shares.max_tokens, choice, larger).fits(machine)
+        return _longest(plan, machine, padded(shares.max_tokens), choice, larger).fits(machine)
 
     told = plan.recipe.recompute
     if told != AUTO:

@@ -19,7 +19,6 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError, UsageError
 from . import attention, float8, recompute
 from .batches import PAD_MULTIPLE, Batch
-from .gpus import GPUS
 from .loss import LossHead
 from .optimizer import AdamW, clip_scale, gradient_norm
 from .recipe import TrainRecipe
@@ -151,11 +150,7 @@ def assemble(
     if adapters:
         adapters.add_adapters(model, recipe)
     fitting = recompute.wrap_layers(decoder_layers(model), recomputed, compiled=use_compile)
-    if fitting is not None and room is None:
-        raise UsageError(
-            f"recompute {recomputed!r} wants a GPU whose memory is known ({', '.join(GPUS)})",
-            hint="give a number of layers",
-        )
+    assert fitting is None or room is not None, recomputed
     trainee = Trainee(model)
     if not recipe.quantized_base:
         compute = COMPUTE[world.device.type]
