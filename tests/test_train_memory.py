@@ -159,3 +159,20 @@ def test_the_type_of_sums_counts(without_kernels: None, reduce: str) -> None:
     told = memory(SMALL, recipe, 4, tokens=256, later=256, recompute="attention")
     found = peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256)
     assert found == pytest.approx(told.allocated, rel=0.03), (told.moment, told.parts)
+
+
+def test_weights_that_are_gathered_in_8_bits_take_half_the_room(
+    without_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the layer that computes, and of the next."""
+    recipe = s1().with_(weights="bf16", moments="int8", compile=False, float8="tensorwise")
+    told, found = [], []
+    for kind in ("tensorwise", "rowwise"):
+        of_kind = recipe.with_(float8=kind)
+        told.append(memory(SMALL, of_kind, 4, tokens=256, later=256, recompute="attention").allocated)
+    found.append(peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256))
+    dist.destroy_process_group()
+    monkeypatch.setattr(trainee, "gather_in_float8", lambda *_, **__: None)
+    found.append(peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256))
+    assert found[1] - found[0] == pytest.approx(told[1] - told[0], rel=0.1)
+    assert told[1] - told[0] == 2 * SMALL.layer_matmul_parameters

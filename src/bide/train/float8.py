@@ -7,6 +7,8 @@
 "tensorwise": one scale for a tensor, the fastest. "rowwise": one for each row of the left and each column of the right
 operand of a matmul, which loses less to outliers. Sums are float32; weights, their gradients and what layers pass on
 keep their types. Where there is no such hardware (CPUs), the same rounded numbers are multiplied in float32.
+
+Sharded weights of "tensorwise" layers can be rounded before they are gathered, not after: `bide.train.float8_gather`.
 """
 
 from __future__ import annotations
@@ -67,44 +69,69 @@ class Float8Linear(nn.Linear):
     """A linear layer that multiplies in float8. Made by `use_float8`."""
 
     recipe: str
+    rounded: tuple[Tensor, Tensor] | None = None
+    """The weights in e4m3 and their scale, where they are not made from `weight` at each call."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]. Raises `UsageError` for a number of tokens that is no multiple of 16."""
         rows = input.reshape(-1, input.shape[-1])
         if rows.shape[0] % ALIGNMENT:
             raise UsageError(f"float8 wants rows of a multiple of {ALIGNMENT} tokens, not {rows.shape[0]}; pad them")
-        output = _Matmul.apply(rows, self.weight, self.recipe).unflatten(0, input.shape[:-1])
+        output = _Matmul.apply(rows, self.weight, *(self.rounded or (None, None)), self.recipe)
+        output = output.unflatten(0, input.shape[:-1])
         return output if self.bias is None else output + self.bias
 
 
+Operand = tuple[Tensor, Tensor]
+"""A matrix in 8 bits, and its scale (float32): a scalar, or one for each row or column."""
+
+
 class _Matmul(torch.autograd.Function):
-    """x [M, K], W [N, K] -> x W^T [M, N]."""
+    """x [M, K], W [N, K] -> x W^T [M, N]. With W in 8 bits and its scale, numbers of `weight` are not read."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, name: str) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, rounded: Tensor | None, weight_scale: Tensor | None, name: str
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight if rounded is None else None, rounded, weight_scale)
         ctx.name = name
         recipe = RECIPES[name]
-        return _product(x, weight.T, E4M3, E4M3, recipe.rowwise, recipe.fast_output)
+        if rounded is None or weight_scale is None:
+            right = _scaled(weight.T, E4M3, _columns(recipe))
+        else:
+            right = rounded.T, weight_scale
+        return _product(_scaled(x, E4M3, _rows(recipe)), right, x.dtype, recipe.fast_output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, weight, rounded, weight_scale = ctx.saved_tensors
         recipe = RECIPES[ctx.name]
-        kind, rowwise, fast = recipe.gradient, recipe.rowwise, recipe.fast_gradients
-        of_x = _product(gradient, weight, kind, E4M3, rowwise, fast) if ctx.needs_input_grad[0] else None
-        of_weight = _product(gradient.T, x, kind, E4M3, rowwise, fast) if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, None
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            right = _scaled(weight, E4M3, _columns(recipe)) if rounded is None else (rounded, weight_scale)
+            left = _scaled(gradient, recipe.gradient, _rows(recipe))
+            of_x = _product(left, right, gradient.dtype, recipe.fast_gradients)
+        if ctx.needs_input_grad[1]:
+            left, right = _scaled(gradient.T, recipe.gradient, _rows(recipe)), _scaled(x, E4M3, _columns(recipe))
+            of_weight = _product(left, right, gradient.dtype, recipe.fast_gradients)
+        return of_x, of_weight, None, None, None
 
 
-def _product(
-    left: Tensor, right: Tensor, left_kind: torch.dtype, right_kind: torch.dtype, rowwise: bool, fast: bool
-) -> Tensor:
-    """left [m, k] @ right [k, n] in float8, in the type of `left`."""
-    a, a_scale = _scaled(left, left_kind, 1 if rowwise else None)
-    b, b_scale = _scaled(right, right_kind, 0 if rowwise else None)
-    multiply = _multiply_on_cuda if left.is_cuda else _multiply
-    return multiply(a, b, a_scale, b_scale, left.dtype, fast)
+def _rows(recipe: Recipe) -> int | None:
+    """For `_scaled`, of a matmul's left operand."""
+    return 1 if recipe.rowwise else None
+
+
+def _columns(recipe: Recipe) -> int | None:
+    """For `_scaled`, of a matmul's right operand."""
+    return 0 if recipe.rowwise else None
+
+
+def _product(left: Operand, right: Operand, kind: torch.dtype, fast: bool) -> Tensor:
+    """left [m, k] @ right [k, n] in float8, in the type `kind`."""
+    (a, a_scale), (b, b_scale) = left, right
+    multiply = _multiply_on_cuda if a.is_cuda else _multiply
+    return multiply(a, b, a_scale, b_scale, kind, fast)
 
 
 def _multiply(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, kind: torch.dtype, fast: bool) -> Tensor:
@@ -119,13 +146,23 @@ def _multiply_on_cuda(a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, ki
     return torch._scaled_mm(a.contiguous(), columns, *scales, out_dtype=kind, use_fast_accum=fast)
 
 
-def _scaled(x: Tensor, kind: torch.dtype, dimension: int | None) -> tuple[Tensor, Tensor]:
-    """x / scale in 8 bits, and the scale (float32): a scalar, or one for all that lies along `dimension`."""
+def _scaled(x: Tensor, kind: torch.dtype, dimension: int | None) -> Operand:
+    """x / scale in 8 bits. One scale, or one for all that lies along `dimension`."""
     if dimension is None:
         rows = x if x.stride(-1) == 1 else x.T
         largest = rows.abs().amax(-1).amax()  # in the order of memory, and in rows: compiled code divides no places
     else:
         largest = x.abs().amax(dimension, keepdim=True)
+    scale = scale_of(largest, kind)
+    return in_8_bits(x, scale, kind), scale
+
+
+def scale_of(largest: Tensor, kind: torch.dtype) -> Tensor:
+    """The scale (float32) by which the largest number becomes the largest of the type."""
+    return largest.float().clamp(min=1e-12) / torch.finfo(kind).max  # zeros have a scale too
+
+
+def in_8_bits(x: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
+    """x / scale, rounded."""
     top = torch.finfo(kind).max
-    scale = largest.float().clamp(min=1e-12) / top  # zeros have a scale too
-    return (x.float() / scale).clamp(-top, top).to(kind), scale
+    return (x.float() / scale).clamp(-top, top).to(kind)

@@ -127,6 +127,12 @@ def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
     return int(STATE_BYTES[recipe.reduce]) if gpus > 1 else COMPUTE_BYTES
 
 
+def gathered_bytes(shape: ModelShape, recipe: TrainRecipe) -> float:
+    """Of one layer's weights as they are gathered (`bide.train.float8_gather`)."""
+    in_8_bits = shape.layer_matmul_parameters if recipe.float8 == "tensorwise" else 0
+    return float(COMPUTE_BYTES * (shape.layer_parameters - in_8_bits) + in_8_bits)
+
+
 def memory(shape: ModelShape, recipe: TrainRecipe, gpus: int, *, tokens: int, recompute: str, later: int = 0) -> Memory:
     """The peak of one of `gpus` GPUs, in steps whose first pack has at most `tokens`, and those behind it `later`; 0:
     there are none.
@@ -162,7 +168,7 @@ def moments(
     number, head, layer = float(COMPUTE_BYTES * tokens), float(shape.head_parameters), float(shape.layer_parameters)
     matrix = {"output matrix": head * COMPUTE_BYTES}
     of_matrix = {"gradient of the output matrix": head * COMPUTE_BYTES} if trains_all else {}
-    gathered = layer * COMPUTE_BYTES  # of the next layer, while one computes
+    gathered = gathered_bytes(shape, recipe)  # of the next layer, while one computes
     widths, policies = widths_of(shape), VARIANTS[variant_of(recipe)]
     names = parse(recompute, shape.layers)
     activations = [0.0]

@@ -10,7 +10,16 @@ from functools import cache, partial
 
 from . import recompute_policies
 from .gpus import Machine
-from .memory import COMPUTE_BYTES, Memory, memory, reduce_bytes, state_bytes, trained_parameters, widths_of
+from .memory import (
+    COMPUTE_BYTES,
+    Memory,
+    gathered_bytes,
+    memory,
+    reduce_bytes,
+    state_bytes,
+    trained_parameters,
+    widths_of,
+)
 from .plan import Plan
 from .recompute_policies import by_pack
 from .room import Room
@@ -76,9 +85,11 @@ def _rates(plan: Plan, machine: Machine, choice: str) -> tuple[float, float]:
 
 
 def _collective_seconds(plan: Plan, machine: Machine) -> float:
-    """Of one pass: all weights gathered twice in bf16, all gradients summed."""
-    summed = reduce_bytes(plan.recipe, machine.count) * trained_parameters(plan.shape, plan.recipe)
-    moved = 2.0 * COMPUTE_BYTES * plan.shape.parameters + summed
+    """Of one pass: all weights gathered twice, all gradients summed."""
+    shape, recipe = plan.shape, plan.recipe
+    summed = reduce_bytes(recipe, machine.count) * trained_parameters(shape, recipe)
+    apart = shape.parameters - shape.layers * shape.layer_parameters
+    moved = 2.0 * (shape.layers * gathered_bytes(shape, recipe) + COMPUTE_BYTES * apart) + summed
     return (machine.count - 1) / machine.count * moved / (machine.link_gb_per_second * 1e9)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import MissingExtraError, ModelError, UsageError
 from . import attention, float8, recompute
 from .batches import PAD_MULTIPLE, Batch
+from .float8_gather import Float8Gather, gather_in_float8
 from .loss import LossHead
 from .optimizer import AdamW, clip_scale, gradient_norm
 from .recipe import TrainRecipe
@@ -39,10 +40,13 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         self.decoder = [model.get_decoder()]  # in a list: not a submodule a second time
+        self.float8_gather: Float8Gather | None = None
 
     def forward(self, batch: Batch | None = None, **inputs: Any) -> Any:
         """The batch's part of the objective (scalar, with gradient), and for each of its samples the sum of its tokens'
         negative log likelihoods (float32, without). Without a batch: what the decoder makes of `inputs`."""
+        if self.float8_gather is not None:
+            self.float8_gather.measure()
         if batch is None:
             return self.decoder[0](**inputs)
         hidden = self.decoder[0](input_ids=batch.input_ids, use_cache=False, **batch.documents.arguments())
@@ -100,6 +104,12 @@ class Assembled:
             group["lr"] = rate
         self.optimizer.step(scale=clip_scale(norm, max_norm))
         self.optimizer.zero_grad(set_to_none=True)
+        self.weights_changed()
+
+    def weights_changed(self) -> None:
+        """To be called by whoever writes into the weights, before the next pass."""
+        if self.trainee.float8_gather is not None:
+            self.trainee.float8_gather.weights_changed()
 
 
 def read_config(directory: Path) -> Any:
@@ -163,6 +173,8 @@ def assemble(
             randomise(named, recipe.seed)
         else:
             load_weights(named, weights)
+        if in_float8:
+            trainee.float8_gather = gather_in_float8(decoder_layers(model), world, compute=compute)
     if adapters:
         adapters.initialise(model, recipe.seed, world)
     facts = {
@@ -170,6 +182,7 @@ def assemble(
         "recompute": recomputed,
         "compiled": use_compile,
         "float8_layers": len(in_float8),
+        "gathered_in_float8": len(trainee.float8_gather or ()),
         "weights": _kept(recipe),
         "moments": recipe.moments,
     }

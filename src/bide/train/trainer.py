@@ -174,6 +174,7 @@ class Trainer:
             facts | identity(facts["plan_hash"], facts["recipe"]), identity(self.plan.hash, self.plan.recipe.to_json())
         )
         load_checkpoint(found, self._tensors())
+        self.made.weights_changed()
         self.made.compiles = False  # the uninterrupted run did so in its first step, and this is another
         return int(facts["step"])
 
