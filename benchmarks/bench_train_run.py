@@ -71,8 +71,12 @@ def report(options: argparse.Namespace, work: Path) -> None:
         if (run / "receipt.json").exists():
             shutil.copy(run / "receipt.json", options.out / f"{name}.json")
             print((run / "receipt.md").read_text(), flush=True)
-    same_curve = curve(work / "whole") == curve(work / "stopped")
-    print(f"# losses and norms of the resumed run equal those of the whole one: {same_curve}")
+    whole, resumed = curve(work / "whole"), curve(work / "stopped")
+    print(f"# losses and norms of the resumed run equal those of the whole one: {whole == resumed}")
+    apart = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(whole, resumed)]
+    print(
+        f"# largest difference of a loss, before and after the stop: {max(apart[:HALF]):.1e}, {max(apart[HALF:]):.1e}"
+    )
     same = same_files(work / "whole" / "model", work / "stopped" / "model")
     print(f"# and its weights, to the byte: {same}", flush=True)
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from bide.train import recompute, trainee  # noqa: E402
 from bide.train.batches import make_batch  # noqa: E402
+from bide.train.float8_gather import Float8Gather  # noqa: E402
 from bide.train.memory import memory  # noqa: E402
 from bide.train.optimizer import AdamW  # noqa: E402
 from bide.train.recipe import TrainRecipe, s1  # noqa: E402
@@ -172,7 +173,7 @@ def test_weights_that_are_gathered_in_8_bits_take_half_the_room(
         told.append(memory(SMALL, of_kind, 4, tokens=256, later=256, recompute="attention").allocated)
     found.append(peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256))
     dist.destroy_process_group()
-    monkeypatch.setattr(trainee, "gather_in_float8", lambda *_, **__: None)
+    monkeypatch.setattr(trainee, "gather_in_float8", lambda *_, **__: Float8Gather([], None, torch.bfloat16))
     found.append(peak_of_a_step(SMALL, recipe, 4, "attention", 2, 256))
     assert found[1] - found[0] == pytest.approx(told[1] - told[0], rel=0.1)
     assert told[1] - told[0] == 2 * SMALL.layer_matmul_parameters

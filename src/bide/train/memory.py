@@ -127,10 +127,16 @@ def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
     return int(STATE_BYTES[recipe.reduce]) if gpus > 1 else COMPUTE_BYTES
 
 
-def gathered_bytes(shape: ModelShape, recipe: TrainRecipe) -> float:
-    """Of one layer's weights as they are gathered (`bide.train.float8_gather`)."""
-    in_8_bits = shape.layer_matmul_parameters if recipe.float8 == "tensorwise" else 0
-    return float(COMPUTE_BYTES * (shape.layer_parameters - in_8_bits) + in_8_bits)
+def gathered_bytes(shape: ModelShape, recipe: TrainRecipe, gpus: int) -> float:
+    """Of one layer's weights as they are gathered; in 8 bits where each GPU has as many rows of a matrix
+    (`bide.train.float8_gather`)."""
+    found = shape.layer_parameters * COMPUTE_BYTES
+    if recipe.float8 == "tensorwise":
+        wide, keys = shape.attention_width, shape.kv_width
+        rows = (wide, keys, keys, shape.hidden, shape.intermediate, shape.intermediate, shape.hidden)
+        columns = (shape.hidden, shape.hidden, shape.hidden, wide, shape.hidden, shape.hidden, shape.intermediate)
+        found -= sum(n * m * (COMPUTE_BYTES - 1) for n, m in zip(rows, columns) if n % gpus == 0)
+    return float(found)
 
 
 def memory(shape: ModelShape, recipe: TrainRecipe, gpus: int, *, tokens: int, recompute: str, later: int = 0) -> Memory:
@@ -168,7 +174,7 @@ def moments(
     number, head, layer = float(COMPUTE_BYTES * tokens), float(shape.head_parameters), float(shape.layer_parameters)
     matrix = {"output matrix": head * COMPUTE_BYTES}
     of_matrix = {"gradient of the output matrix": head * COMPUTE_BYTES} if trains_all else {}
-    gathered = gathered_bytes(shape, recipe)  # of the next layer, while one computes
+    gathered = gathered_bytes(shape, recipe, gpus)  # of the next layer, while one computes
     widths, policies = widths_of(shape), VARIANTS[variant_of(recipe)]
     names = parse(recompute, shape.layers)
     activations = [0.0]

@@ -89,7 +89,7 @@ def _collective_seconds(plan: Plan, machine: Machine) -> float:
     shape, recipe = plan.shape, plan.recipe
     summed = reduce_bytes(recipe, machine.count) * trained_parameters(shape, recipe)
     apart = shape.parameters - shape.layers * shape.layer_parameters
-    moved = 2.0 * (shape.layers * gathered_bytes(shape, recipe) + COMPUTE_BYTES * apart) + summed
+    moved = 2.0 * (shape.layers * gathered_bytes(shape, recipe, machine.count) + COMPUTE_BYTES * apart) + summed
     return (machine.count - 1) / machine.count * moved / (machine.link_gb_per_second * 1e9)
 
 

@@ -40,13 +40,10 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         self.decoder = [model.get_decoder()]  # in a list: not a submodule a second time
-        self.float8_gather: Float8Gather | None = None
 
     def forward(self, batch: Batch | None = None, **inputs: Any) -> Any:
         """The batch's part of the objective (scalar, with gradient), and for each of its samples the sum of its tokens'
         negative log likelihoods (float32, without). Without a batch: what the decoder makes of `inputs`."""
-        if self.float8_gather is not None:
-            self.float8_gather.measure()
         if batch is None:
             return self.decoder[0](**inputs)
         hidden = self.decoder[0](input_ids=batch.input_ids, use_cache=False, **batch.documents.arguments())
@@ -67,6 +64,7 @@ class Assembled:
     fitting: recompute.Fitting | None = None
     """What a pack's room decides, with `room`."""
     room: Room | None = None
+    float8_gather: Float8Gather | None = None
     compiles: bool = True
     """Whether the next pack is the first of its training, in which layers of all kinds are compiled."""
 
@@ -108,8 +106,8 @@ class Assembled:
 
     def weights_changed(self) -> None:
         """To be called by whoever writes into the weights, before the next pass."""
-        if self.trainee.float8_gather is not None:
-            self.trainee.float8_gather.weights_changed()
+        if self.float8_gather is not None:
+            self.float8_gather.weights_changed()
 
 
 def read_config(directory: Path) -> Any:
@@ -162,6 +160,7 @@ def assemble(
     fitting = recompute.wrap_layers(decoder_layers(model), recomputed, compiled=use_compile)
     assert fitting is None or room is not None, recomputed
     trainee = Trainee(model)
+    gather = None
     if not recipe.quantized_base:
         compute = COMPUTE[world.device.type]
         shard(trainee, model, world, compute=compute, reduce=torch.promote_types(compute, STORED[recipe.reduce]))
@@ -174,7 +173,8 @@ def assemble(
         else:
             load_weights(named, weights)
         if in_float8:
-            trainee.float8_gather = gather_in_float8(decoder_layers(model), world, compute=compute)
+            gather = gather_in_float8(decoder_layers(model), world, compute=compute)
+            trainee.register_forward_pre_hook(lambda *_: gather.measure(), prepend=True)
     if adapters:
         adapters.initialise(model, recipe.seed, world)
     facts = {
@@ -182,11 +182,11 @@ def assemble(
         "recompute": recomputed,
         "compiled": use_compile,
         "float8_layers": len(in_float8),
-        "gathered_in_float8": len(trainee.float8_gather or ()),
+        "gathered_in_float8": len(gather or ()),
         "weights": _kept(recipe),
         "moments": recipe.moments,
     }
-    return Assembled(trainee, make_optimizer(model, recipe), world, facts, fitting, room)
+    return Assembled(trainee, make_optimizer(model, recipe), world, facts, fitting, room, gather)
 
 
 def prepare_attention(made: Assembled, longest: int) -> int:
