@@ -71,6 +71,12 @@ def report(options: argparse.Namespace, work: Path) -> None:
         if (run / "receipt.json").exists():
             shutil.copy(run / "receipt.json", options.out / f"{name}.json")
             print((run / "receipt.md").read_text(), flush=True)
+        if name == "resumed":
+            compare(work)
+
+
+def compare(work: Path) -> None:
+    """The run that was stopped and resumed with the one that was not."""
     whole, resumed = curve(work / "whole"), curve(work / "stopped")
     print(f"# losses and norms of the resumed run equal those of the whole one: {whole == resumed}")
     apart = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(whole, resumed)]
