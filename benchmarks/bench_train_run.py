@@ -76,7 +76,10 @@ def report(options: argparse.Namespace, work: Path) -> None:
 
 
 def compare(work: Path) -> None:
-    """The run that was stopped and resumed with the one that was not."""
+    """The run that was stopped and resumed with the one that was not, if there was time for both to end."""
+    if not all((work / name / "model").exists() for name in ("whole", "stopped")):
+        print("# no time for both runs: nothing to compare", flush=True)
+        return
     whole, resumed = curve(work / "whole"), curve(work / "stopped")
     print(f"# losses and norms of the resumed run equal those of the whole one: {whole == resumed}")
     apart = [abs(a["loss"] / b["loss"] - 1) for a, b in zip(whole, resumed)]

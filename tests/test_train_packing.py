@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bide.train import packing
 from bide.train.lengths import law_lengths
 from bide.train.packing import cost_of_passes, pack
 from bide.train.plan import Plan
@@ -150,6 +151,13 @@ def test_balance_of_s1_under_a_limit(world: int, most: int | None, within_passes
     told = steps(63)
     reached = balance([pack(costs, tokens, world, most) for costs, tokens in told], told)
     assert reached > within_passes + 0.006
+
+
+def test_several_starts_are_worth_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = steps(63)
+    several = balance([pack(costs, tokens, 4, 10_880) for costs, tokens in told], told)
+    monkeypatch.setattr(packing, "_STARTS", 1)
+    assert several > balance([pack(costs, tokens, 4, 10_880) for costs, tokens in told], told) + 0.0005
 
 
 # What does not change

@@ -2,7 +2,8 @@
 
 A float8 layer rounds its gathered weights before each of its matmuls, on every GPU, in every pass. With one scale for a
 matrix (recipe "tensorwise") that can be done before they are gathered: each GPU rounds its own part by a scale that all
-agree on once a step. Half as many bytes are gathered and copied, and the numbers multiplied are the same.
+agree on once a step. Half as many bytes are gathered and copied, and the numbers multiplied are the same (to the bit on
+CPUs; compiled code on a GPU need not divide alike in both places).
 
 FSDP lets a sharded tensor say what is gathered in its place (`fsdp_pre_all_gather`, `fsdp_post_all_gather`). It asks
 the local tensor itself, so plain tensors are given the two functions: optimizer and checkpoints see nothing of it. What

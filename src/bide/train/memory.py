@@ -130,13 +130,9 @@ def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
 def gathered_bytes(shape: ModelShape, recipe: TrainRecipe, gpus: int) -> float:
     """Of one layer's weights as they are gathered; in 8 bits where each GPU has as many rows of a matrix
     (`bide.train.float8_gather`)."""
-    found = shape.layer_parameters * COMPUTE_BYTES
-    if recipe.float8 == "tensorwise":
-        wide, keys = shape.attention_width, shape.kv_width
-        rows = (wide, keys, keys, shape.hidden, shape.intermediate, shape.intermediate, shape.hidden)
-        columns = (shape.hidden, shape.hidden, shape.hidden, wide, shape.hidden, shape.hidden, shape.intermediate)
-        found -= sum(n * m * (COMPUTE_BYTES - 1) for n, m in zip(rows, columns) if n % gpus == 0)
-    return float(found)
+    matrices = shape.layer_matrices if recipe.float8 == "tensorwise" else ()
+    in_8_bits = sum(rows * columns for rows, columns in matrices if rows % gpus == 0)
+    return float(COMPUTE_BYTES * (shape.layer_parameters - in_8_bits) + in_8_bits)
 
 
 def memory(shape: ModelShape, recipe: TrainRecipe, gpus: int, *, tokens: int, recompute: str, later: int = 0) -> Memory:

@@ -45,10 +45,16 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     @property
+    def layer_matrices(self) -> tuple[tuple[int, int], ...]:
+        """Of one layer's matrices rows (what comes out) and columns: q, k, v, o, gate, up, down."""
+        wide, key, hidden, inner = self.attention_width, self.kv_width, self.hidden, self.intermediate
+        attention = (wide, hidden), (key, hidden), (key, hidden), (hidden, wide)
+        return *attention, (inner, hidden), (inner, hidden), (hidden, inner)
+
+    @property
     def layer_matmul_parameters(self) -> int:
         """Parameters of one layer's matrices."""
-        attention = 2 * self.hidden * self.attention_width + 2 * self.hidden * self.kv_width
-        return attention + 3 * self.hidden * self.intermediate
+        return sum(rows * columns for rows, columns in self.layer_matrices)
 
     @property
     def layer_parameters(self) -> int:

@@ -1,7 +1,7 @@
 """A model made ready to be trained: its layers wrapped, its head replaced by the loss, sharded, with an optimizer.
 
 The order matters: attention and head, float8, adapters, recomputation and compilation of each layer, sharding, memory,
-weights, optimizer.
+weights, what float8 layers gather, optimizer.
 """
 
 from __future__ import annotations
