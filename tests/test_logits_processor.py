@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 import torch
 
 from bide.budget_forcing import BudgetForcer, ForcedTexts, Markers
-from bide.logits_processor import ForcedRow, HostRows, uniform
+from bide.logits_processor import FORCED_LOGIT, ForcedRow, HostRows, uniform
 from bide.thinking_budget import ThinkingBudget
 from forcing_tools import EOS, VOCABULARY, Case, random_case
 
@@ -133,6 +134,90 @@ def test_rows_of_a_batch_do_not_touch_each_other() -> None:
                 live.discard(i)
         previous = chosen
     assert outputs == alone
+
+
+class Oracle:
+    """One row by itself, as the module's docstring has it, in Python's floats."""
+
+    def __init__(self, row: ForcedRow, logits: list[float]) -> None:
+        self.row, self.logits = row, logits
+        ending = row.ending
+        self.target = None if ending is None else ending.text[0]
+        self.ends = [] if ending is None else [logits[i] / (row.temperature or 1) for i in ending.ids]
+
+    def decided(self) -> list[float]:
+        """The logits as they should be after `apply`."""
+        found, row = list(self.logits), self.row
+        if row.ending is not None and self.target is not None:
+            mine = [found[self.target] / (row.temperature or 1), *self.ends]
+            for i in row.ending.ids:
+                found[i] = -math.inf
+            top = max(mine)
+            sums = 0.0 if top == -math.inf or not row.temperature else math.log(sum(math.exp(x - top) for x in mine))
+            found[self.target] = (top + sums) * (row.temperature or 1)
+        if row.queue:
+            found[row.queue[0]] = FORCED_LOGIT
+        return found
+
+    def odds(self) -> float:
+        """That the target, sampled, stands for an end."""
+        assert self.target is not None
+        mine = self.logits[self.target] / (self.row.temperature or 1)
+        if not self.row.temperature:
+            return float(max(self.ends) > mine)
+        top = max(mine, *self.ends)
+        masses = [math.exp(x - top) for x in self.ends]
+        return sum(masses) / (sum(masses) + math.exp(mine - top))
+
+
+def test_logits_of_a_batch_are_those_of_each_row_by_itself() -> None:
+    """Rows of many formats come, go and change places, some greedy, with ids that something else forbids."""
+    draw, batch = random.Random(5), HostRows()
+    waiting = [case for case in cases(150, first=40_000)] + [case for case in cases(50, first=50_000, several=True)]
+    live: list[tuple[ForcedRow, list[int], Case]] = []
+    seen: Counter[str] = Counter()
+    numbers: list[int] = []
+    moved = True
+    while waiting or live:
+        while waiting and len(live) < 12:
+            case = waiting.pop()
+            heat = draw.choice([0.0, 0.6, 1.0, 1.0, 1.7])
+            fresh = ForcedRow(case.forcer(), temperature=heat, seed=draw.getrandbits(32))
+            live.insert(draw.randrange(len(live) + 1), (fresh, [], case))
+            moved = True
+        numbers = draw.sample(range(16), len(live)) if moved else numbers
+        batch.advance([(number, row, output) for number, (row, output, _) in zip(numbers, live)], moved)
+        logits = torch.randn(16, VOCABULARY, generator=torch.Generator().manual_seed(draw.getrandbits(32))) * 2
+        logits[
+            torch.rand(logits.shape, generator=torch.Generator().manual_seed(draw.getrandbits(32))) < 0.1
+        ] = -math.inf
+        oracles = [Oracle(row, logits[number].tolist()) for number, (row, _, _) in zip(numbers, live)]
+        wanted = logits.clone()
+        for number, oracle in zip(numbers, oracles):
+            wanted[number] = torch.tensor(oracle.decided())
+            seen["forced" if oracle.row.queue else "refused" if oracle.ends else "free"] += 1
+        batch.apply(logits.numpy())
+        torch.testing.assert_close(logits, wanted, rtol=2e-6, atol=2e-6)
+        staying, moved = [], draw.random() < 0.2
+        for number, oracle, (row, output, case) in zip(numbers, oracles, live):
+            if logits[number].max() == -math.inf:
+                output.append(0)
+            else:
+                output.append(int(torch.softmax(logits[number], -1).multinomial(1)))
+            if output[-1] == oracle.target and (oracle.logits[oracle.target], *oracle.ends) != (-math.inf,):
+                batch.park(row)
+                if max(oracle.ends) > -math.inf:
+                    assert row.odds == pytest.approx(oracle.odds(), abs=1e-5)
+                    seen["odds"] += 1
+            if len(output) >= case.max_tokens or output[-1] in case.markers.eos:
+                batch.park(row)
+                moved = True
+            else:
+                staying.append((row, output, case))
+        live = staying
+        if moved:
+            draw.shuffle(live)
+    assert min(seen[kind] for kind in ("forced", "refused", "free", "odds")) > 100, seen
 
 
 def law(temperature: float, waits: int) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:

@@ -33,6 +33,8 @@ from .budget_forcing import Action, BudgetForcer, Ending, Ids, State
 
 FORCED_LOGIT = 1e9
 """Far above all others, and finite: penalties and temperatures that come later keep it there."""
+GREEDY = 1e-5
+"""Temperatures below are 0, as they are for vLLM."""
 
 
 def uniform(seed: int, position: int) -> float:
@@ -59,6 +61,8 @@ class ForcedRow:
         self.seed = seed & 0xFFFFFFFF
         self.seen = 0
         """Output ids taken so far."""
+        self.place = -1
+        """In the arrays of the `HostRows` that has it in its batch; -1: none has."""
         self.odds = 0.0
         """That the target, if it was sampled, stands for an end. Set by who wrote the logits."""
         self.opening = len(opening)
@@ -66,30 +70,20 @@ class ForcedRow:
         """Ids that must come next."""
         self.ending: Ending | None = None
         """What must not be sampled next, if anything."""
-        self._checked = 0
-        self._quiet_until = 0
-        self._watch: Container[int] = ()
-        self._line_ends: Container[int] = ()
-        self._line_complete = False
+        self.checked = 0
+        """Output ids of which nothing can have come: they are taken later, together with others."""
+        self.quiet_until = 0
+        """Nothing comes of an id before the output has so many, unless it is in `watch` or `line_ends`."""
+        self.watch: Container[int] = ()
+        self.line_ends: Container[int] = ()
         self._take_forced()
-
-    def quiet(self, output: Sequence[int]) -> bool:
-        """Whether nothing can have come of the latest of `output`, all ids so far: it is then taken
-        later, together with others. O(1), and all that most rows need at most steps."""
-        count, token = len(output), output[-1]
-        if count >= self._quiet_until or token in self._watch or token < 0:
-            return False
-        if (token in self._line_ends) is not self._line_complete:
-            return False
-        self._checked = count
-        return True
 
     def advance(self, output: Sequence[int]) -> bool:
         """Take what is new in `output`, all ids of this request so far. Negative ids are not known yet.
         Whether the decision may be another now."""
-        if self._checked > self.seen:
-            self.forcer.feed_segment(output[self.seen : self._checked])
-            self.seen = self._checked
+        if self.checked > self.seen:
+            self.forcer.feed_segment(output[self.seen : self.checked])
+            self.seen = self.checked
         changed = False
         for position in range(self.seen, len(output)):
             token = output[position]
@@ -137,100 +131,160 @@ class ForcedRow:
     def _look(self) -> None:
         """Decide anew, and see for how long that will do."""
         forcer = self.forcer
-        self.ending, self._quiet_until = None, 0
+        self.ending, self.quiet_until = None, 0
         if self.queue or forcer.done:
             return
-        self._watch, self._line_ends, self._line_complete = forcer.watched_ids, (), False
+        self.watch, self.line_ends = forcer.watched_ids, ()
         if forcer.state is not State.THINKING:
-            self._quiet_until = 0 if forcer.pending else self.seen + forcer.lookahead()
+            self.quiet_until = 0 if forcer.pending else self.seen + forcer.lookahead()
             return
         ending = forcer.ending()
-        self._quiet_until = self.seen + ending.tokens
         if ending.ids:
             self.ending = ending
-            self._watch = forcer.watched_ids | {ending.text[0]}
-            self._line_ends, self._line_complete = forcer.markers.line_ends, not forcer.line_is_open
+            self.watch = self.watch | {ending.text[0]}
+            self.line_ends = forcer.markers.line_ends
+            if not forcer.line_is_open:
+                return  # the next id opens a line, most likely: another text then
+        self.quiet_until = self.seen + ending.tokens
 
 
 class HostRows:
-    """Writes the decisions of `ForcedRow`s into logits, for rows of one batch. No row, no work."""
+    """Writes the decisions of `ForcedRow`s into logits, for rows of one batch.
+
+    What was decided lies in arrays, a row of them for each row of the batch, and is written again only where it has
+    changed: at most steps there is little more to do than to look at each row's latest id.
+    """
 
     def __init__(self) -> None:
-        self._forced: tuple[list[int], list[int]] | None = None
-        self._watched: _Watched | None = None
+        self._rows: list[ForcedRow] = []
+        """All of the batch, in the order of the arrays."""
+        self._endings: list[Ending | None] = []
+        """What stands in the arrays."""
+        self._forced: dict[int, int] = {}
+        """Place in the arrays -> the id that must come."""
+        self._numbers = np.zeros(1, dtype=np.int64)
+        """[rows]: in the logits."""
+        self._ids = np.zeros((1, 1), dtype=np.int64)
+        """[width, rows]: the target, the ends whose probability it takes, then the target again. Of a row that may
+        sample anything: any id, of which nothing is taken."""
+        self._counts = np.zeros((1, 1), dtype=np.float32)
+        """[width, rows]: 0 for the target and the ends, -inf where the target stands again."""
+        self._stays = np.zeros((1, 1), dtype=np.float32)
+        """[width, rows]: 0 for the target, wherever it stands, -inf for the ends."""
+        self._heat = np.ones(1, dtype=np.float32)
+        """[rows]: temperatures, 1 for greedy."""
+        self._greedy = np.zeros(1, dtype=np.bool_)
+        self._any_heat = self._any_greedy = False
+        """Whether a temperature is not 1, and whether one is 0."""
+        self._values: NDArray[np.float32] | None = None
+        """[width, rows]: the latest logits at these ids, -inf where the target stands again."""
 
     def advance(self, rows: Sequence[tuple[int, ForcedRow, Sequence[int]]], moved: bool) -> None:
         """Take what has been sampled since the last step. `rows`: for each the number of its row in
         the logits, and all of its output ids so far. `moved`: whether these are other rows, or
         other numbers, than at the last step."""
-        changed = moved
+        changed = []
         for _, row, output in rows:
-            if len(output) > row.seen and not row.quiet(output):
+            count = len(output)
+            if row.seen < count < row.quiet_until:  # all that most rows need at most steps
+                token = output[-1]
+                if token >= 0 and token not in row.watch and token not in row.line_ends:
+                    row.checked = count
+                    continue
+            if count > row.seen:
                 if row.ending is not None and output[-1] == row.ending.text[0]:
                     self.park(row)
-                changed |= row.advance(output)
-        if changed:
-            self._decide(rows)
+                if row.advance(output):
+                    changed.append(row)
+        if moved:
+            self._place(rows)
+        for row in changed:
+            self._write(row)
 
     def park(self, row: ForcedRow) -> None:
         """Keep the odds of the latest `apply` with `row`: it leaves the batch, or needs them now."""
-        if self._watched is not None and (odds := self._watched.odds_of(row)) is not None:
-            row.odds = odds
-
-    def _decide(self, rows: Sequence[tuple[int, ForcedRow, Sequence[int]]]) -> None:
-        forced = [(number, row.queue[0]) for number, row, _ in rows if row.queue]
-        watched = [(number, row, row.ending) for number, row, _ in rows if row.ending is not None]
-        self._forced = ([number for number, _ in forced], [token for _, token in forced]) if forced else None
-        self._watched = _Watched(watched) if watched else None
+        if self._values is not None and row.place >= 0 and self._endings[row.place] is not None:
+            row.odds = self._odds(self._values[:, row.place].tolist(), row.temperature)
 
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Change `logits` ([rows, vocabulary]) in place."""
-        if self._watched is not None:
-            self._watched.move_mass(logits)
-        if self._forced is not None:
-            logits[self._forced] = FORCED_LOGIT
+        self._values = None
+        if any(self._endings):
+            self._move_mass(logits)
+        if self._forced:
+            logits[self._numbers[[*self._forced]], [*self._forced.values()]] = FORCED_LOGIT
 
+    def _place(self, rows: Sequence[tuple[int, ForcedRow, Sequence[int]]]) -> None:
+        """Order the arrays as the batch is now."""
+        before = [row.place for _, row, _ in rows]
+        for row in self._rows:
+            row.place = -1
+        self._rows = [row for _, row, _ in rows]
+        self._numbers = np.array([number for number, _, _ in rows], dtype=np.int64)
+        self._endings = [self._endings[old] if old >= 0 else None for old in before]
+        self._forced = {place: self._forced[old] for place, old in enumerate(before) if old in self._forced}
+        if any(0 <= old != place for place, old in enumerate(before)) or len(before) != len(self._heat):
+            order = np.array(before)
+            self._ids, self._counts, self._stays = self._ids[:, order], self._counts[:, order], self._stays[:, order]
+            self._heat, self._greedy = self._heat[order], self._greedy[order]
+        for place, row in enumerate(self._rows):
+            row.place = place
+            if before[place] < 0:  # what lies there is another's
+                self._greedy[place] = greedy = row.temperature < GREEDY
+                self._heat[place] = 1.0 if greedy else row.temperature
+                if row.ending is None:
+                    self._let_end(place)
+                self._write(row)
+        self._any_heat, self._any_greedy = bool((self._heat != 1).any()), bool(self._greedy.any())
 
-class _Watched:
-    """The rows whose ends must not be sampled: ids and temperatures as arrays."""
+    def _write(self, row: ForcedRow) -> None:
+        """Put into the arrays what is decided for `row`."""
+        place, ending, before = row.place, row.ending, self._endings[row.place]
+        if row.queue:
+            self._forced[place] = row.queue[0]
+        else:
+            self._forced.pop(place, None)
+        if ending is None:
+            if before is not None:
+                self._let_end(place)
+        elif before is None or ending.text[0] != before.text[0] or ending.ids != before.ids:
+            self._refuse_end(place, ending)
 
-    def __init__(self, rows: Sequence[tuple[int, ForcedRow, Ending]]) -> None:
-        self._rows = [row for _, row, _ in rows]  # held, so that no other object gets the id of one
-        self._index: dict[int, int] | None = None
-        most = max(len(ending.ids) for _, _, ending in rows)
-        # Rows with fewer ids repeat their target, which is masked out below.
-        ids = [[e.text[0], *e.ids, *[e.text[0]] * (most - len(e.ids))] for _, _, e in rows]
-        self._places = np.array([number for number, _, _ in rows])[:, None], np.array(ids)
-        self._void = self._places[1] == self._places[1][:, :1]
-        self._void[:, 0] = False
-        heat = np.array([row.temperature for row in self._rows], dtype=np.float32)
-        self._greedy = heat < 1e-5  # vLLM's own bound
-        self._any_greedy = bool(self._greedy.any())
-        self._heat = np.where(self._greedy, np.float32(1.0), heat)
-        self._values = np.zeros(self._void.shape, dtype=np.float32)  # the target's logit, then those of the ends
+    def _let_end(self, place: int) -> None:
+        self._endings[place] = None
+        self._ids[:, place] = self._ids[0, place]
+        self._counts[1:, place] = -np.inf
+        self._stays[:, place] = 0
 
-    def move_mass(self, logits: NDArray[np.float32]) -> None:
-        self._values = values = logits[self._places]
-        values[self._void] = -np.inf
-        top = np.maximum(values.max(1), np.float32(-1e30))  # where something else forbids them all, it stays so
-        joint = top + self._heat * np.log(np.exp((values - top[:, None]) / self._heat[:, None]).sum(1))
+    def _refuse_end(self, place: int, ending: Ending) -> None:
+        self._endings[place] = ending
+        ids = [ending.text[0], *ending.ids]
+        again = len(self._ids) - len(ids)
+        if again < 0:
+            more = self._ids[:1].repeat(-again, axis=0)
+            self._ids = np.concatenate([self._ids, more])
+            self._counts = np.concatenate([self._counts, np.full(more.shape, -np.inf, dtype=np.float32)])
+            self._stays = np.concatenate([self._stays, np.zeros(more.shape, dtype=np.float32)])
+            again = 0
+        self._ids[:, place] = ids + ids[:1] * again
+        self._counts[:, place] = [0.0] * len(ids) + [-np.inf] * again
+        self._stays[:, place] = [0.0] + [-np.inf] * len(ending.ids) + [0.0] * again
+
+    def _move_mass(self, logits: NDArray[np.float32]) -> None:
+        # In as few operations as can be: what each costs here is not its arithmetic.
+        places = self._numbers, self._ids
+        self._values = values = logits[places] + self._counts
+        joint = np.logaddexp.reduce(values / self._heat) * self._heat if self._any_heat else np.logaddexp.reduce(values)
         if self._any_greedy:
-            joint = np.where(self._greedy, top, joint)
-        written = np.full_like(values, -np.inf)
-        written[:, 0] = joint
-        logits[self._places] = np.where(self._void, joint[:, None], written)
+            joint = np.where(self._greedy, values.max(0), joint)
+        logits[places] = joint + self._stays
 
-    def odds_of(self, row: ForcedRow) -> float | None:
-        """That the target, if it was sampled for `row`, stands for an end."""
-        if self._index is None:
-            self._index = {id(row): i for i, row in enumerate(self._rows)}
-        at = self._index.get(id(row))
-        if at is None:
-            return None
-        target, *ends = (float(value) for value in self._values[at])
+    @staticmethod
+    def _odds(values: list[float], temperature: float) -> float:
+        """That the target, if it was sampled, stands for an end. `values`: its logit, then those of the ends."""
+        target, *ends = values
         top = max(ends)
-        if self._greedy[at] or top == -math.inf:
+        if temperature < GREEDY or top == -math.inf:
             return float(top > target)
-        heat = float(self._heat[at])
-        mass = sum(math.exp((end - top) / heat) for end in ends)
-        return mass / (mass + math.exp(min(700.0, (target - top) / heat)))
+        mass = sum(math.exp((end - top) / temperature) for end in ends)
+        return mass / (mass + math.exp(min(700.0, (target - top) / temperature)))

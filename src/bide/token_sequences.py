@@ -5,8 +5,10 @@ They know nothing of thinking or budgets. Standard library only.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 LOOP_BLOCK = 16
 """Shortest block, in tokens, whose repetition counts as a loop: rules such as "-----" are shorter."""
@@ -15,51 +17,71 @@ _HASH_BASE = 1_000_003
 _HASH_MODULUS = (1 << 61) - 1
 
 
+class _Automaton(NamedTuple):
+    """Of Aho and Corasick. By node: where its ids lead, its depth, the index of the sequence that ends there, and
+    the node of the longest suffix that begins a sequence too."""
+
+    children: list[dict[int, int]]
+    depths: list[int]
+    matches: list[int | None]
+    fails: list[int]
+
+    def next(self, node: int, token: int) -> int:
+        while node and token not in self.children[node]:
+            node = self.fails[node]
+        return self.children[node].get(token, 0)
+
+
+@functools.lru_cache(maxsize=256)  # turns come and go, and their formats are few
+def _automaton(sequences: tuple[tuple[int, ...], ...]) -> _Automaton:
+    assert all(sequences), "an empty sequence would match everywhere"
+    made = _Automaton([{}], [0], [None], [0])
+    children, depths, matches, fails = made
+    for index, sequence in enumerate(sequences):
+        node = 0
+        for token in sequence:
+            if token not in children[node]:
+                children.append({})
+                depths.append(depths[node] + 1)
+                matches.append(None)
+                fails.append(0)
+                children[node][token] = len(children) - 1
+            node = children[node][token]
+        if matches[node] is None:
+            matches[node] = index
+    queue = deque(children[0].values())
+    while queue:
+        node = queue.popleft()
+        for token, child in children[node].items():
+            fails[child] = made.next(fails[node], token)
+            queue.append(child)
+        if matches[node] is None:  # a shorter sequence may end here
+            matches[node] = matches[fails[node]]
+    return made
+
+
 class MarkerMatcher:
     """Finds any of several id sequences in a stream, and how much of one may have begun.
 
-    An Aho-Corasick automaton. After each `step`, `depth` is the length of the longest suffix of
-    the stream that begins a sequence: those tokens must be held back until more is known.
+    After each `step`, `depth` is the length of the longest suffix of the stream that begins a
+    sequence: those tokens must be held back until more is known.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        assert all(sequences), "an empty sequence would match everywhere"
-        self._children: list[dict[int, int]] = [{}]
-        self._depths = [0]
-        self._matches: list[int | None] = [None]  # node -> index of the sequence that ends there
-        for index, sequence in enumerate(sequences):
-            node = 0
-            for token in sequence:
-                if token not in self._children[node]:
-                    self._children.append({})
-                    self._depths.append(self._depths[node] + 1)
-                    self._matches.append(None)
-                    self._children[node][token] = len(self._children) - 1
-                node = self._children[node][token]
-            if self._matches[node] is None:
-                self._matches[node] = index
-        self._fails = [0] * len(self._children)
-        queue = deque(self._children[0].values())
-        while queue:
-            node = queue.popleft()
-            for token, child in self._children[node].items():
-                self._fails[child] = self._next(self._fails[node], token)
-                queue.append(child)
-            if self._matches[node] is None:  # a shorter sequence may end here
-                self._matches[node] = self._matches[self._fails[node]]
+        self._automaton = _automaton(tuple(map(tuple, sequences)))
         self._node = 0
-        self.first_ids = frozenset(self._children[0])
+        self.first_ids = frozenset(self._automaton.children[0])
 
     @property
     def depth(self) -> int:
         """Number of latest tokens that may be the beginning of a sequence."""
-        return self._depths[self._node]
+        return self._automaton.depths[self._node]
 
     def step(self, token: int) -> int | None:
         """Take one token. Index of the sequence that it completes (the first given, where several
         are equal), or None. After a match the matcher starts afresh."""
-        self._node = self._next(self._node, token)
-        match = self._matches[self._node]
+        self._node = self._automaton.next(self._node, token)
+        match = self._automaton.matches[self._node]
         if match is not None:
             self._node = 0
         return match
@@ -71,10 +93,11 @@ class MarkerMatcher:
     def nodes(self) -> list[tuple[dict[int, int], int, int | None]]:
         """The automaton as a table. For each node: where each id leads (any other: to node 0), the
         node's depth, and the sequence that is complete there."""
-        ids = {token for children in self._children for token in children}
+        made = self._automaton
+        ids = {token for children in made.children for token in children}
         return [
-            ({t: to for t in ids if (to := self._next(node, t))}, self._depths[node], self._matches[node])
-            for node in range(len(self._children))
+            ({t: to for t in ids if (to := made.next(node, t))}, made.depths[node], made.matches[node])
+            for node in range(len(made.children))
         ]
 
     @property
@@ -84,21 +107,17 @@ class MarkerMatcher:
 
     def completing_at(self, node: int) -> set[int]:
         """The ids that would complete a sequence if they came next at `node`."""
+        made = self._automaton
         found: set[int] = set()
         while True:
-            found |= {t for t, child in self._children[node].items() if self._matches[child] is not None}
+            found |= {t for t, child in made.children[node].items() if made.matches[child] is not None}
             if node == 0:
                 return found
-            node = self._fails[node]
+            node = made.fails[node]
 
     def reset(self) -> None:
         """Forget what has been seen."""
         self._node = 0
-
-    def _next(self, node: int, token: int) -> int:
-        while node and token not in self._children[node]:
-            node = self._fails[node]
-        return self._children[node].get(token, 0)
 
 
 class LoopDetector:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -31,7 +31,7 @@ import vllm.v1.sample.logits_processor as v1
 from ..errors import UsageError
 from ..logits_processor import HostRows
 from .hf_tokenizer import HuggingFaceTokenizer
-from .vllm_settings import PROMPT_TAIL, MadeRow, RowMaker, check_sampling
+from .vllm_settings import PROMPT_TAIL, MadeRow, RowMaker, check_sampling, settings_of
 
 try:
     import vllm.v1.worker.gpu.sample.logits_processor as v2
@@ -94,6 +94,7 @@ class BudgetForcing(*BASES):  # type: ignore[misc]  # the bases depend on the ve
         self._capacity = 2 * vllm_config.scheduler_config.max_num_seqs + 8
         self._free = list(range(self._capacity))
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by slot, the oldest first
+        self._same: defaultdict[int, list[_Entry]] = defaultdict(list)  # by the identity of their parameters
         self._count = int(model.seed or 0)  # the same on every rank of a tensor-parallel group
         self._batch: dict[int, _Entry] = {}  # V1: by row of the batch
         self._moved = True
@@ -189,7 +190,7 @@ class BudgetForcing(*BASES):  # type: ignore[misc]  # the bases depend on the ve
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """A request takes a slot; its ids are there only at `apply_staged_writes`."""
-        asked = _asks(sampling_params)
+        asked = settings_of(sampling_params) is not None
         if self._owned[req_idx] >= 0 or asked:
             self._staged[req_idx] = sampling_params if asked else None
         return asked
@@ -223,7 +224,8 @@ class BudgetForcing(*BASES):  # type: ignore[misc]  # the bases depend on the ve
             entry.busy = True
             self._entries.move_to_end(entry.slot)
             return entry
-        if not _asks(params):
+        settings = settings_of(params)
+        if settings is None:
             return None
         slot = self._take_slot()
 
@@ -234,17 +236,18 @@ class BudgetForcing(*BASES):  # type: ignore[misc]  # the bases depend on the ve
 
         self._count += 1
         seed = params.seed if params.seed is not None else self._count * 0x9E3779B1
-        made = self._maker.make(params, prompt[-PROMPT_TAIL:], seed=seed, begin=begin)
+        made = self._maker.make(params, prompt[-PROMPT_TAIL:], seed=seed, begin=begin, settings=settings)
         entry = _Entry(params, made, slot)
-        for other in self._entries.values():
-            if other.params is params:
-                other.shared = entry.shared = True
+        same = self._same[id(params)]
+        for other in same:
+            other.shared = entry.shared = True
+        same.append(entry)
         self._entries[slot] = entry
         return entry
 
     def _known(self, params: Any, output: Sequence[int]) -> _Entry | None:
         """The entry of a request that was preempted. The samples of one request may share `params`."""
-        same = [entry for entry in self._entries.values() if entry.params is params]
+        same = self._same.get(id(params), [])
         if self._slots is not None:
             return same[0] if output and len(same) == 1 and not same[0].shared else None
         same = [entry for entry in same if not entry.busy]
@@ -266,17 +269,13 @@ class BudgetForcing(*BASES):  # type: ignore[misc]  # the bases depend on the ve
         """A free row of the table; else that of the request that left longest ago."""
         if not self._free:
             oldest = next(slot for slot, entry in self._entries.items() if not entry.busy)
-            del self._entries[oldest]
+            gone = self._entries.pop(oldest)
+            same = self._same[id(gone.params)]
+            same.remove(gone)
+            if not same:
+                del self._same[id(gone.params)]
             self._free.append(oldest)
         return self._free.pop()
-
-
-def _asks(params: Any) -> bool:
-    """Whether a request has settings, good or bad. Not every way into every vLLM checks them."""
-    try:
-        return check_sampling(params) is not None
-    except UsageError:
-        return True
 
 
 def _settled(output: Sequence[int]) -> list[int]:

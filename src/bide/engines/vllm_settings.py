@@ -158,16 +158,16 @@ class RowMaker:
         *,
         seed: int,
         begin: Callable[[MadeRow], object] = lambda made: None,
+        settings: Settings | UsageError | None = None,
     ) -> MadeRow:
         """The row of a request with settings in vLLM's `params`, at its beginning. `prompt`: at least its
         last `PROMPT_TAIL` ids. `begin`: the first thing done with it; may raise a `BideError` for one that
         cannot be taken. Never raises one itself: what does not fit is left out and logged, and what is
-        impossible ends the turn at once, and is logged."""
-        try:
-            settings = check_sampling(params)
-        except UsageError as error:
-            return self._over(error.one_line(), begin)
+        impossible ends the turn at once, and is logged. `settings`: what `settings_of` says, if it was asked."""
+        settings = settings or settings_of(params)
         assert settings is not None
+        if isinstance(settings, UsageError):
+            return self._over(settings.one_line(), begin)
         form = self.default if settings.format == "auto" else get_format(settings.format)
         if form.name not in self.markers:
             return self._over(f"the format {form.name} is not possible with this model", begin)
@@ -223,6 +223,14 @@ def _attempts(budget: ThinkingBudget) -> Iterator[tuple[ThinkingBudget, str]]:
     budget = replace(budget, end_message="", soft_limit=None, soft_limit_message=None, reserve_answer_tokens=0)
     yield budget, "wait_strings and answer_prefix are left out"
     yield replace(budget, wait_strings=None, answer_prefix=""), "the request ends at once"
+
+
+def settings_of(params: Any) -> Settings | UsageError | None:
+    """What `check_sampling` says. Not every way into every vLLM has asked it before."""
+    try:
+        return check_sampling(params)
+    except UsageError as error:
+        return error
 
 
 def check_sampling(params: Any) -> Settings | None:
