@@ -157,6 +157,7 @@ class Bide:
 
         self.plan, self.samples, self.world, self.recipe = plan, samples, world, recipe
         self.max_tokens = max_tokens
+        self.fresh = True
         chosen = settings["recompute"]
         self.made = assemble(
             config_of(shape),
@@ -180,7 +181,8 @@ class Bide:
         loss = 0.0
         for pack in packs:
             batch = make_batch(pack, self.samples, weights, self.world.device)  # type: ignore[arg-type]
-            loss = loss + self.made.compute(batch)[0]
+            loss = loss + self.made.compute(batch, all_kinds=self.fresh)[0]  # no later step is to compile any
+            self.fresh = False
         marks.at("forward_backward")
         norm = self.made.gradient_norm()
         self.made.update(self.recipe.learning_rate, norm, self.recipe.max_grad_norm)

@@ -2,6 +2,7 @@
 that was stopped and resumed ends with the same weights, and LoRA.
 
     python benchmarks/bench_train_run.py --out $OUT                # one GPU, the 1.5B shape
+    python benchmarks/bench_train_run.py --out $OUT --deterministic --plans whole,stopped,resumed  # to the byte
     python benchmarks/bench_train_run.py --shape tiny --out /tmp/run   # proof on a CPU
 
 Random weights of the shape are written to a directory with a small tokenizer (bytes), and 64 rows whose lengths follow
@@ -32,6 +33,13 @@ from tiny_models import save_tokenizer  # noqa: E402
 
 ROWS = 64
 HALF = 4
+PLANS: dict[str, tuple[str, ...]] = {
+    "whole": ("--save-every=3",),
+    "stopped": (f"--steps={HALF}",),
+    "resumed": (),
+    "lora": ("--set=lora_rank=16", "--set=learning_rate=1e-4"),
+}
+"""Name -> what a training is told beside the others."""
 
 
 def main() -> None:
@@ -40,7 +48,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seconds", type=float, default=300, help="for each process")
     parser.add_argument("--out", type=Path, default=Path("bench_train_run"))
+    parser.add_argument("--deterministic", action="store_true", help="all trainings are told so")
+    parser.add_argument("--plans", default=",".join(PLANS), help="those to run, in this order [default: all]")
     options = parser.parse_args()
+    if unknown := set(options.plans.split(",")) - set(PLANS):
+        parser.error(f"--plans knows {', '.join(PLANS)}, not {', '.join(sorted(unknown))}")
     options.out.mkdir(parents=True, exist_ok=True)
     work = options.out / "work"
     try:
@@ -55,16 +67,11 @@ def report(options: argparse.Namespace, work: Path) -> None:
     model = save_model(work / "model", options)
     rows = save_rows(work / "rows.jsonl", options.seed, 0.01 if tiny else 1.0)
     base = [f"--model={model}", f"--data={rows}", "--set=epochs=2", "--set=weights=bf16", f"--set=seed={options.seed}"]
-    plans: dict[str, tuple[str, ...]] = {
-        "whole": ("--save-every=3",),
-        "stopped": (f"--steps={HALF}",),
-        "resumed": (),
-        "lora": ("--set=lora_rank=16", "--set=learning_rate=1e-4"),
-    }
-    for name, more in plans.items():
+    base += ["--deterministic"] * options.deterministic
+    for name in options.plans.split(","):
         run = work / ("stopped" if name == "resumed" else name)
         begin = time.monotonic()
-        code = train([*base, *more, f"--out={run}"], options)
+        code = train([*base, *PLANS[name], f"--out={run}"], options)
         print(
             f"# {name}: exit code {code}, {time.monotonic() - begin:.1f} s with start, loading and export", flush=True
         )
@@ -76,9 +83,9 @@ def report(options: argparse.Namespace, work: Path) -> None:
 
 
 def compare(work: Path) -> None:
-    """The run that was stopped and resumed with the one that was not, if there was time for both to end."""
+    """The run that was stopped and resumed with the one that was not, if both came to their end."""
     if not all((work / name / "model").exists() for name in ("whole", "stopped")):
-        print("# no time for both runs: nothing to compare", flush=True)
+        print("# not both runs came to their end: nothing to compare", flush=True)
         return
     whole, resumed = curve(work / "whole"), curve(work / "stopped")
     print(f"# losses and norms of the resumed run equal those of the whole one: {whole == resumed}")

@@ -508,8 +508,9 @@ def test_what_a_run_measures_is_forecast_ever_after(tmp_path: Path) -> None:
         told = forecast(plan, machine, calibration=calibration)
         peak = told.memory.allocated * (0.98 if calibration is None else 1.0)
         receipt = make_receipt(
-            plan, points, device="an H200", gpus=4, max_tokens=told.max_tokens, peak_gib=peak / GIB, reserved_gib=0.0,
-            machine=machine, price=1.0, told=told, settings={"recompute": told.recompute}, versions={},
+            plan, points, device="an H200", gpus=4, began=0, max_tokens=told.max_tokens, peak_gib=peak / GIB,
+            reserved_gib=0.0, machine=machine, price=1.0, told=told, settings={"recompute": told.recompute},
+            versions={},
         )  # fmt: skip
         add_to_calibration(path, receipt, plan, machine)
     found = Calibration.read(path).measurements

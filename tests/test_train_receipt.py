@@ -34,14 +34,23 @@ def plan() -> Plan:
 
 
 def receipt_of(
-    plan: Plan, machine: Machine | None, told: Forecast | None, seconds: list[float], peak: float
+    plan: Plan,
+    machine: Machine | None,
+    told: Forecast | None,
+    seconds: list[float],
+    peak: float,
+    *,
+    began: int = 0,
+    cold: tuple[int, ...] = (0,),
 ) -> Receipt:
-    points = [point(k + 1, spent, 1.0 - 0.1 * k, warm=k > 0) for k, spent in enumerate(seconds)]
+    """cold: places of the steps that were not warm."""
+    points = [point(k + 1, spent, 1.0 - 0.1 * k, warm=k not in cold) for k, spent in enumerate(seconds)]
     return make_receipt(
         plan,
         points,
         device="NVIDIA H200",
         gpus=4,
+        began=began,
         max_tokens=None,
         peak_gib=peak,
         reserved_gib=peak + 1,
@@ -74,6 +83,47 @@ def test_a_stopped_run_says_so(plan: Plan) -> None:
     receipt = receipt_of(plan, None, None, [3.0, 2.0], 0.0)
     assert not receipt.finished and "2 of 6 (stopped)" in receipt.page()
     assert receipt.mfu is None and receipt.dollars is None
+
+
+def test_steps_that_compiled_are_told_and_count_for_nothing_else(plan: Plan, tmp_path: Path) -> None:
+    machine, path = parse_machine("h200:4"), tmp_path / "calibration.json"
+    told = forecast(plan, machine)
+    warm = [2.0, 3.0, 4.0, 3.0]
+    plain = receipt_of(plan, machine, told, [3.0, *warm[:3], 3.0, warm[3]], 50.0, cold=(0, 4))
+    slow = receipt_of(plan, machine, told, [22.0, *warm[:3], 8.0, warm[3]], 50.0, cold=(0, 4))
+    assert slow.seconds_per_step == 3.0 and slow.forecast["time_ratio"] == plain.forecast["time_ratio"]
+    assert (slow.cold_steps, slow.cold_seconds) == (2, pytest.approx(22.0 + 8.0 - 2 * 3.0))
+    assert "| first steps and compiling | 2 steps, 24.0 s more than others |" in slow.page()
+    assert "compiling" not in plain.page() and slow.hours > plain.hours
+    slow.save(tmp_path)
+    known = json.loads((tmp_path / RECEIPT).read_text())
+    del known["cold_steps"], known["cold_seconds"]  # of an older version
+    (tmp_path / RECEIPT).write_text(json.dumps(known))
+    assert Receipt.load(tmp_path).cold_steps == 0
+    none = receipt_of(plan, machine, told, [22.0, 9.0], 50.0, cold=(0, 1))
+    assert none.seconds_per_step == 15.5 and none.forecast["time_ratio"] is None
+    assert "s a step, measured not;" in none.page() and not none.cold_steps
+    assert not add_to_calibration(path, none, plan, machine) and not path.exists()
+
+
+def test_memory_is_held_against_the_steps_that_ran_this_time(plan: Plan) -> None:
+    """A pack for each GPU: the forecast of a plan that has only those steps."""
+    machine = parse_machine("h200:4")
+    told = forecast(plan, machine)
+    counted = {}
+    for first, last in ((0, 6), (0, 2), (2, 6), (5, 6)):
+        part = replace(plan, steps=plan.steps[first:last])
+        alone = forecast(part, machine, max_tokens=told.max_tokens)
+        assert alone.recompute == told.recompute
+        counted[first, last] = alone.memory.allocated / GIB
+        found = receipt_of(plan, machine, told, [2.0] * last, 1.01 * counted[first, last], began=first)
+        assert found.forecast["memory_ratio"] == pytest.approx(1.01), (first, last)
+        assert found.forecast["peak_gib"] == counted[0, 6] == told.memory.allocated / GIB
+        over = f"measured +1.0 % over the {counted[first, last]:.1f} of these steps |"
+        assert (over in found.page()) == (round(counted[first, last] - counted[0, 6], 1) != 0)
+    assert len({round(size, 1) for size in counted.values()}) > 1, "all alike: the test shows nothing"
+    nothing = receipt_of(plan, machine, told, [2.0] * 6, 20.0, began=6)  # only exported, this time
+    assert nothing.forecast["memory_ratio"] is None
 
 
 @pytest.mark.parametrize("slower", [0.8, 1.3])

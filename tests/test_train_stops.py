@@ -23,7 +23,6 @@ from bide.train.checkpoints import FOLDER, CheckpointError, newest  # noqa: E402
 from bide.train.memory import checkpoint_bytes  # noqa: E402
 from bide.train.model_files import shape_of  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
-from bide.train.trainee import Assembled  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
 from train_runs import arguments, losses, same, start, sums, train, wait_for, wait_for_steps, weights  # noqa: E402
 
@@ -156,22 +155,6 @@ def test_steps_that_are_done_are_not_done_again(model: Path, rows: Path, tmp_pat
     train(model, rows, tmp_path / "run", "--steps=4")
     train(model, rows, tmp_path / "run", "--steps=2")
     assert len(losses(tmp_path / "run")) == 4 and not (tmp_path / "run" / "model").exists()
-
-
-def test_only_the_first_pack_of_a_training_compiles_all_kinds_of_layers(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not that of a resumed run, which has to compute what the uninterrupted one does; moments that are made before
-    for checkpoints change nothing."""
-    asked: list[bool] = []
-    compute = Assembled.compute
-    monkeypatch.setattr(
-        Assembled, "compute", lambda made, batch: (asked.append(made.compiles), compute(made, batch))[1]
-    )
-    train(model, rows, tmp_path / "run", "--steps=2", "--save-every=1")
-    assert asked == [True, False]
-    train(model, rows, tmp_path / "run")
-    assert not any(asked[2:])
 
 
 def test_a_policy_that_packs_decide_wants_a_known_gpu(model: Path, rows: Path, tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ ALARM = 0.25
 )
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="[default: cuda where there is one]")
 @click.option("--attention", metavar="NAME", help="The attention backend. [default: the device's]")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="On a GPU too, two runs and a resumed one give the same bytes: sums in one order, by slower kernels.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of a pack. [default: the memory plan's]")
 @click.option(
     "--save-every",
@@ -114,6 +119,7 @@ def _run(options: dict[str, Any], first: bool) -> Receipt:
         out=options["out"],
         device=options["device"],
         attention=options["attention"],
+        deterministic=options["deterministic"],
         max_tokens=options["max_tokens"],
         save_every=options["save_every"],
         save_async=options["save_async"],
@@ -172,6 +178,7 @@ def _introduce(plan: Plan, report: Report, ready: Ready) -> None:
         f"{len(plan.tokens):,} examples, {len(plan.steps)} steps of {plan.recipe.batch_size}, plan {plan.hash[:16]}, "
         f"{ready.world.size} x {ready.world.device.type}, recompute {ready.recomputed}"
         + (", checkpoints in the background" if ready.in_background else "")
+        + (", deterministic" if ready.deterministic else "")
     )
     if ready.told:
         told = ready.told

@@ -24,6 +24,8 @@ from .attention_backends import BACKENDS
 
 DEFAULT_BACKEND = {"cpu": "plain", "cuda": "cudnn"}
 """By type of device."""
+REPEATABLE_BACKEND = {"cpu": "plain", "cuda": "varlen"}
+"""The same for runs that compute the same bytes twice."""
 SLOTS = 32
 """The table of bounds has a multiple of this many places, so that compiled code meets few shapes."""
 
@@ -73,14 +75,28 @@ class Documents:
         return {"position_ids": self.positions, "document_bounds": self.bounds, "document_sizes": self.sizes}
 
 
+def choose_backend(told: str | None, *, device: torch.device | str, deterministic: bool) -> str:
+    """A key of `BACKENDS`: the one that was told, else the device's. Raises `UnknownNameError`, and `UsageError` for
+    one whose gradients vary where they must not."""
+    defaults = REPEATABLE_BACKEND if deterministic else DEFAULT_BACKEND
+    chosen = told or defaults[torch.device(device).type]
+    if chosen not in BACKENDS:
+        raise unknown_name("attention backend", chosen, BACKENDS)
+    if deterministic and not BACKENDS[chosen].repeatable:
+        kept = ", ".join(name for name, backend in BACKENDS.items() if backend.repeatable)
+        raise UsageError(
+            f"attention backend {chosen!r} adds gradients in an order that varies: it does not go with --deterministic",
+            hint=f"one of {kept}",
+        )
+    return chosen
+
+
 def register(backend: str | None = None, *, device: torch.device | str = "cpu") -> str:
     """The name to give transformers as `attn_implementation`, so that its models attend by `backend`.
 
     backend: a key of `BACKENDS`; None takes that of `DEFAULT_BACKEND` for `device`. Raises `UnknownNameError`.
     """
-    chosen = backend or DEFAULT_BACKEND[torch.device(device).type]
-    if chosen not in BACKENDS:
-        raise unknown_name("attention backend", chosen, BACKENDS)
+    chosen = choose_backend(backend, device=device, deterministic=False)
     name = f"bide_{chosen.replace('-', '_')}"
     AttentionInterface.register(name, _FORWARDS[chosen])
     AttentionMaskInterface.register(name, _no_mask)

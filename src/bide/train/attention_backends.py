@@ -28,9 +28,11 @@ _scaled_dot_product_cudnn_attention_backward = torch.ops.aten._scaled_dot_produc
 
 
 class Backend(Protocol):
-    """See the module. `step`: it builds something for each length that it meets, in such steps; 0: it does not."""
+    """See the module. `step`: it builds something for each length that it meets, in such steps; 0: it does not.
+    `repeatable`: its gradients are the same bytes each time where PyTorch is told to be deterministic."""
 
     step: int
+    repeatable: bool
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, sizes: Sequence[int], scale: float
@@ -55,6 +57,7 @@ class Varlen:
     CUDA, bf16 or fp16. `repeated`: repeat the key and value heads before instead of letting the kernel share them."""
 
     step = 0
+    repeatable = True  # the operator asks for PyTorch's setting, and then gives each part of a sum a place of its own
 
     def __init__(self, *, repeated: bool = False) -> None:
         self.repeated = repeated
@@ -99,6 +102,7 @@ class Cudnn:
     what it is for), bf16 or fp16. `repeated`: as for `Varlen`."""
 
     step = PLAN_STEP
+    repeatable = False  # PyTorch does not pass its setting on to cuDNN
 
     def __init__(self, *, repeated: bool = False) -> None:
         self.repeated = repeated
@@ -153,6 +157,7 @@ class Plain:
     It holds n x n numbers for each query head that shares a key head: for CPUs, tests, and as the others' reference."""
 
     step = 0
+    repeatable = True
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, sizes: Sequence[int], scale: float

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UsageError
+from .attention import DEFAULT_BACKEND, choose_backend
 from .calibration import Calibration
 from .checkpoints import FOLDER, is_whole
 from .forecast import Forecast, forecast
@@ -34,6 +35,8 @@ class RunSettings:
     """"cuda" or "cpu"; None takes CUDA where there is one."""
     attention: str | None = None
     """A name in `attention_backends.BACKENDS`; None takes the device's."""
+    deterministic: bool = False
+    """Whether two runs, and one that was stopped, compute the same bytes on a GPU too (`determinism`)."""
     max_tokens: int | None = None
     """Of a pack. None: what the forecast says for this machine; where there is none, one pack for each process."""
     save_every: int = 0
@@ -58,13 +61,21 @@ class Ready:
     machine: Machine | None
     """None for a device that no forecast knows."""
     told: Forecast | None
+    attention: str
+    """A name in `attention_backends.BACKENDS`."""
     recomputed: str
     room: Room | None
     """What a policy that ends in "fit" asks before each pack; None for the others."""
     max_tokens: int | None
     in_background: bool
     """Whether checkpoints are written while the training goes on."""
+    deterministic: bool
     notes: tuple[str, ...]
+
+    @property
+    def forecast_is_of_it(self) -> bool:
+        """Whether the forecast counts the attention that runs."""
+        return self.attention == DEFAULT_BACKEND[self.world.device.type]
 
 
 def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
@@ -72,6 +83,7 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
     Raises `UsageError` where nothing fits."""
     name = device_name(world)
     kind = next((GPUS[known] for known in GPUS if world.device.type == "cuda" and _is(known, name)), None)
+    attention = choose_backend(settings.attention, device=world.device, deterministic=settings.deterministic)
     recipe, notes = plan.recipe, []
     plain = "none" if world.device.type == "cpu" else "full"
     recomputed = plain if recipe.recompute == "auto" else recipe.recompute
@@ -84,21 +96,30 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
             f"recompute {recomputed!r} wants a GPU whose memory is known ({', '.join(GPUS)}), not {name}",
             hint="give a number of layers",
         )
+    room = None
     if kind is None:
         if world.device.type == "cuda":
             notes.append(f"there is no forecast for {name}: recompute={recomputed}, packs as long as they come")
-        return Ready(world, None, None, recomputed, None, settings.max_tokens, in_background, tuple(notes))
-    machine = Machine(kind, world.size)
-    known = settings.calibration
-    calibration = Calibration.read(known) if known is not None and known.exists() else None
-    told = forecast(plan, machine, calibration=calibration, max_tokens=settings.max_tokens)
-    if not told.fits:
-        raise UsageError(
-            f"this does not fit {machine.label}: {told.reason}", hint="; ".join(told.remedies) or "use more GPUs"
-        )
-    larger = told.factors[1] if told.factors else 1.0
-    room = Room(plan.shape, recipe, machine, told.recompute, larger) if by_pack(told.recompute) else None
-    return Ready(world, machine, told, told.recompute, room, told.max_tokens, in_background, tuple(notes))
+        machine, told, max_tokens = None, None, settings.max_tokens
+    else:
+        machine = Machine(kind, world.size)
+        known = settings.calibration
+        calibration = Calibration.read(known) if known is not None and known.exists() else None
+        told = forecast(plan, machine, calibration=calibration, max_tokens=settings.max_tokens)
+        if not told.fits:
+            raise UsageError(
+                f"this does not fit {machine.label}: {told.reason}", hint="; ".join(told.remedies) or "use more GPUs"
+            )
+        larger = told.factors[1] if told.factors else 1.0
+        room = Room(plan.shape, recipe, machine, told.recompute, larger) if by_pack(told.recompute) else None
+        recomputed, max_tokens = told.recompute, told.max_tokens
+        if attention != (counted := DEFAULT_BACKEND[world.device.type]):
+            kept = "" if settings.calibration is None else ": what it measures is not added to the calibration"
+            notes.append(f"attention is {attention}, the forecast counts {counted}{kept}")
+    return Ready(
+        world, machine, told, attention, recomputed, room, max_tokens, in_background, settings.deterministic,
+        tuple(notes),
+    )  # fmt: skip
 
 
 def _save_in_background(plan: Plan, settings: RunSettings, world: World, notes: list[str]) -> bool:

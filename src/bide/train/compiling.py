@@ -12,6 +12,11 @@ VARIANTS = 64
 goes on uncompiled."""
 
 
+def graphs_compiled() -> int:
+    """By this process so far. A backward pass is compiled with the first step that has its forward pass."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`function` compiled when it is first called, for sizes that may change between calls."""
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)

@@ -37,7 +37,7 @@ class Point:
     """All tokens of the step's samples, over all processes."""
     seconds: float
     warm: bool
-    """Whether the process had made a step before: in its first one kernels are compiled."""
+    """Whether its seconds are those of a step: the processes had made one before, and none compiled anything."""
 
 
 class Sink(Protocol):

@@ -21,6 +21,8 @@ from .shares import Sharer, Shares, longest_pack, padded, share
 
 TABLE_COUNTS = (1, 2, 4, 8, 16)
 """Numbers of GPUs in a table of forecasts."""
+_MOST_STEPS = 512
+"""Of many steps, the fullest pack is looked for in the largest ones only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,16 @@ def forecast(
         tokens_per_second=plan.total_tokens / len(plan.steps) / seconds / machine.count,
         factors=factors,
     )
+
+
+def memory_of_steps(plan: Plan, told: Forecast, steps: Sequence[int]) -> Memory:
+    """The peak of some of the plan's steps, run as `told` says. steps: their numbers, from 0."""
+    assert told.fits and steps
+    larger = told.factors[1] if told.factors else 1.0
+    tokens = plan.step_tokens
+    largest = sorted(steps, key=lambda step: -tokens[step])[:_MOST_STEPS]
+    shares = share(plan, told.machine.count, told.max_tokens, numbers=largest)
+    return _scaled(peak(plan, told.machine, shares, told.recompute, larger), larger)
 
 
 def table(

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from .calibration import Calibration, Measurement
 from .checkpoints import write_atomically
 from .curve import Point
-from .forecast import Forecast
+from .forecast import Forecast, memory_of_steps
 from .gpus import Machine
 from .memory import GIB
 from .plan import Plan
@@ -34,12 +34,14 @@ class Receipt:
     tokens: int
     """Of all samples in these steps; padding is not counted."""
     hours: float
-    """In optimizer steps, over all starts: without loading, compiling, checkpoints and export."""
+    """In optimizer steps, over all starts: without loading, checkpoints and export, and without what is compiled before
+    the first step."""
     gpu_hours: float
     dollars: float | None
     """None where the GPU has no price."""
     seconds_per_step: float
-    """The mean of the steps that were timed: each start's first one, in which kernels are compiled, is left out."""
+    """The mean of the steps that were timed: each start's first one, and those in which something was compiled, are
+    left out."""
     tokens_per_second_per_gpu: float
     mfu: float | None
     """Model FLOPs, nothing recomputed counted, over the GPU's dense bf16 peak. None for a device without one."""
@@ -50,8 +52,13 @@ class Receipt:
     """Work over what all GPUs could do in the time of the most loaded one, over these steps."""
     first_loss: float
     last_loss: float
+    cold_steps: int = 0
+    """Steps that are left out of that mean."""
+    cold_seconds: float = 0.0
+    """What they took longer than as many of the others."""
     forecast: dict[str, Any] = field(default_factory=dict)
-    """What was told before, and measured / told: of the seconds of a step and of the memory."""
+    """What was told before, and measured / told: of the seconds of a step (None where no step was timed) and of the
+    memory of this start's fullest step."""
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -78,6 +85,9 @@ class Receipt:
             ("time in steps", f"{60 * self.hours:.1f} min, {self.seconds_per_step:.2f} s a step"),
             ("GPU-hours", f"{self.gpu_hours:.3f}"),
         ]
+        if self.cold_seconds >= 0.05:
+            count = f"{self.cold_steps} step{'s' * (self.cold_steps > 1)}"
+            rows.append(("first steps and compiling", f"{count}, {self.cold_seconds:.1f} s more than others"))
         if self.dollars is not None:
             rows.append(("price", f"{self.dollars:.2f} USD"))
         rows.append(("tokens/s/GPU", f"{self.tokens_per_second_per_gpu:,.0f}"))
@@ -93,12 +103,18 @@ class Receipt:
             told = self.forecast
             rows.append(
                 ("forecast", f"{told['seconds_per_step']:.2f} s a step, measured {_off(told['time_ratio'])}; "
-                 f"{told['peak_gib']:.1f} GiB, measured {_off(told['memory_ratio'])}")
+                 f"{told['peak_gib']:.1f} GiB, measured {_off(told['memory_ratio'])}" + _of_these_steps(told))
             )  # fmt: skip
         rows.append(("plan", f"`{self.plan_hash[:16]}`"))
         rows += [(name, str(value)) for name, value in {**self.settings, **self.versions}.items()]
         lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
         return "# Receipt\n\n" + "\n".join(lines) + "\n"
+
+
+def _of_these_steps(told: dict[str, Any]) -> str:
+    """The memory's forecast for the steps of this start, where the plan has fuller ones."""
+    mine = told.get("peak_gib_of_steps", told["peak_gib"])
+    return f" over the {mine:.1f} of these steps" if round(mine - told["peak_gib"], 1) else ""
 
 
 def _off(ratio: float | None) -> str:
@@ -111,6 +127,7 @@ def make_receipt(
     *,
     device: str,
     gpus: int,
+    began: int,
     max_tokens: int | None,
     peak_gib: float,
     reserved_gib: float,
@@ -120,10 +137,12 @@ def make_receipt(
     settings: dict[str, Any],
     versions: dict[str, str],
 ) -> Receipt:
-    """From the curve of a run."""
+    """From the curve of a run. began: steps that were done before this start, to which the memory belongs."""
     assert [point.step for point in points] == list(range(1, len(points) + 1))
     done = [point.step - 1 for point in points]
-    warm = [point.step - 1 for point in points if point.warm] or done
+    timed = [point.step - 1 for point in points if point.warm]
+    warm = timed or done
+    cold = sorted(set(done) - set(warm))
     seconds = sum(points[k].seconds for k in warm)
     per_step = seconds / len(warm)
     tokens = sum(plan.step_tokens[k] for k in warm)
@@ -150,6 +169,8 @@ def make_receipt(
         balance=plan.balance(gpus, max_tokens, steps=sorted(done)[:: max(1, len(done) // 64)]),
         first_loss=points[0].loss,
         last_loss=points[-1].loss,
+        cold_steps=len(cold),
+        cold_seconds=max(0.0, sum(points[k].seconds for k in cold) - len(cold) * per_step),
         settings=settings,
         versions=versions,
         recipe=plan.recipe.to_json(),
@@ -157,14 +178,17 @@ def make_receipt(
     if told is not None and told.fits:
         # the forecast is of a mean step of the whole plan, the steps that were timed may be heavier or lighter
         heavier = (flops / len(warm)) / (_all_flops(plan) / len(plan.steps))
-        allocated = told.memory.allocated / GIB
+        mine = done[began:]
+        partly = 0 < len(mine) < len(plan.steps)
+        counted = (memory_of_steps(plan, told, mine) if partly else told.memory).allocated / GIB
         receipt.forecast = {
             "seconds_per_step": told.seconds_per_step,
             "gpu_hours": told.gpu_hours,
             "dollars": told.dollars,
-            "peak_gib": allocated,
-            "time_ratio": per_step / heavier / told.seconds_per_step,
-            "memory_ratio": peak_gib / allocated if peak_gib else None,
+            "peak_gib": told.memory.allocated / GIB,
+            "peak_gib_of_steps": counted,
+            "time_ratio": per_step / heavier / told.seconds_per_step if timed else None,
+            "memory_ratio": peak_gib / counted if peak_gib and mine else None,
             "factors": told.factors or (1.0, 1.0),
         }
     return receipt
@@ -179,7 +203,7 @@ def add_to_calibration(path: Path, receipt: Receipt, plan: Plan, machine: Machin
     """Append what was measured over what is forecast without any calibration. Returns whether there was something."""
     told = receipt.forecast
     recipe = plan.recipe
-    if not told or told["memory_ratio"] is None:
+    if not told or None in (told["time_ratio"], told["memory_ratio"]):
         return False
     seconds_factor, bytes_factor = told["factors"]  # another forecast could choose other packs
     known = Calibration.read(path) if path.exists() else Calibration()

@@ -8,6 +8,7 @@ stay, and hooks of `fully_shard` run outside of the compiled function. Call it b
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -112,9 +113,16 @@ _COMPILED: dict[tuple[str, str, bool], Callable[..., Any]] = {}
 def _compiled(name: str, backend: str, random: bool) -> Callable[..., Any]:
     """One compiled function for all layers of a policy, which are arguments to it: compiled once, not once a layer."""
     key = (name, backend, random)
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_tells_news)
     if key not in _COMPILED:
         _COMPILED[key] = partial(_with_known_widths, compile_(_RUNS[name](random), backend=backend, fullgraph=True))
     return _COMPILED[key]
+
+
+def _tells_news(record: logging.LogRecord) -> bool:
+    """torch warns of every selective checkpoint that it compiles, in four lines: a region must not change its inputs in
+    place. Decoder layers do not."""
+    return "context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
 
 
 def _with_known_widths(run: Callable[..., Any], layer: Any, *args: Any, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import platform
@@ -17,6 +18,7 @@ from .batches import Sample
 from .checkpoints import check_same_run, newest, read_facts, write_atomically
 from .choosing import Ready, RunSettings, choose, device_name
 from .curve import Point, Sink, make_sink, read_curve
+from .determinism import deterministic
 from .export import export_adapter, export_model
 from .model_files import CONFIG_FILES, WEIGHT_FILES, model_directory
 from .plan import Plan
@@ -56,7 +58,11 @@ def execute(
         return done
     recipe = plan.recipe
     directory = model_directory(recipe.model, (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES))
-    with start_world(settings.device) as world:
+    with contextlib.ExitStack() as around:
+        if settings.deterministic:
+            on_gpu = settings.device == "cuda" or (settings.device is None and torch.cuda.is_available())
+            around.enter_context(deterministic(on_gpu=on_gpu))
+        world = around.enter_context(start_world(settings.device))
         if len(plan.tokens) != len(samples):
             raise UsageError(f"the plan is of {len(plan.tokens)} samples, the data has {len(samples)}")
         _check_continuation(settings.out, plan)
@@ -74,7 +80,7 @@ def execute(
             weights=directory,
             recomputed=chosen.recomputed,
             room=chosen.room,
-            backend=settings.attention,
+            backend=chosen.attention,
         )
         prepare_attention(made, max(plan.tokens))
         _check_vocabulary(made.model.config, samples)
@@ -93,6 +99,7 @@ def execute(
                 sinks=_sinks(settings, recipe.to_json(), world),
                 tell=tell,
                 stop_after=settings.stop_after,
+                deterministic=settings.deterministic,
             )
             try:
                 outcome = trainer.run()
@@ -125,19 +132,20 @@ def _keep_receipt(
         points,
         device=device_name(world),
         gpus=world.size,
+        began=outcome.began,
         max_tokens=chosen.max_tokens,
         peak_gib=outcome.peak_gib,
         reserved_gib=outcome.reserved_gib,
         machine=machine,
         price=None if machine is None or settings.prices is None else settings.prices[machine.gpu.name],
         told=chosen.told,
-        settings=made.facts | _saved(saver, chosen),
+        settings=made.facts | {"deterministic": _deterministic(outcome)} | _saved(saver, chosen),
         versions=_versions(),
     )
     if world.is_first:
         receipt.save(settings.out)
         _keep_losses(settings.out / SAMPLE_LOSSES, samples, outcome.sample_losses)
-        if settings.calibration and machine and receipt.forecast and outcome.finished:
+        if settings.calibration and machine and chosen.forecast_is_of_it and outcome.finished:
             add_to_calibration(settings.calibration, receipt, plan, machine)
     return receipt
 
@@ -154,6 +162,12 @@ def _export(made: Assembled, directory: Path, out: Path, recipe: TrainRecipe) ->
         export_adapter(made.model, directory, out / ADAPTER, recipe, made.world, adapters)
     else:
         export_model(made.model, directory, out / MODEL, recipe, made.world)
+
+
+def _deterministic(outcome: Outcome) -> bool | str:
+    """For the receipt: whether all steps were, or those from which on."""
+    first = outcome.deterministic_from
+    return f"from step {first + 1} on" if first else first is not None
 
 
 def _saved(saver: Saver, chosen: Ready) -> dict[str, Any]:

@@ -65,8 +65,6 @@ class Assembled:
     """What a pack's room decides, with `room`."""
     room: Room | None = None
     float8_gather: Float8Gather | None = None
-    compiles: bool = True
-    """Whether the next pack is the first of its training, in which layers of all kinds are compiled."""
 
     @property
     def model(self) -> Any:
@@ -76,21 +74,17 @@ class Assembled:
         """Name -> parameter, of those that are trained."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def compute(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def compute(self, batch: Batch, *, all_kinds: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """Forward and backward of one pack: what `Trainee.forward` returns, both without gradient. Gradients add up
-        over packs and processes."""
+        over packs and processes. all_kinds: have at least one layer of each kind of recomputation, to be compiled."""
         if self.fitting is not None:
-            self.fitting.layers = self._layers_that_fit(batch)
-        self.compiles = False
+            assert self.room is not None
+            layers = self.room.layers(batch.input_ids.shape[-1])
+            most = len(decoder_layers(self.model)) - 1
+            self.fitting.layers = min(max(layers, 1), most) if all_kinds else layers
         total, sums = self.trainee(batch)
         (total * self.world.size).backward()  # FSDP takes the mean over the processes, the objective is a sum
         return total.detach(), sums
-
-    def _layers_that_fit(self, batch: Batch) -> int:
-        """In the first pack at least one layer of each kind, so that no later step waits for the compiler."""
-        assert self.room is not None
-        layers = self.room.layers(batch.input_ids.shape[-1])
-        return min(max(layers, 1), len(decoder_layers(self.model)) - 1) if self.compiles else layers
 
     def gradient_norm(self) -> torch.Tensor:
         """Of all gradients, before clipping: a scalar on the device."""

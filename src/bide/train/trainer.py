@@ -3,17 +3,16 @@
     gradient = sum over the step's packs of d/dw sum_i weights[i] * nll[i];  norm clipped;  AdamW at the schedule's rate
 
 Nothing random happens here but dropout in adapters and stochastic rounding, both seeded by the step, so a resumed run
-is the run that was not stopped, to the bit, at the same number of processes.
+is the run that was not stopped, at the same number of processes: to the bit on CPUs, and on GPUs in a run that is
+deterministic (`determinism`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..errors import BideError
 from .attention import Documents
 from .batches import PAD_MULTIPLE, Sample, make_batch
 from .checkpoints import check_same_run, load_checkpoint, newest, read_facts
+from .compiling import graphs_compiled
 from .curve import CurveFile, Point, Sink
 from .optimizer import learning_rate
 from .plan import Plan
@@ -30,10 +30,8 @@ from .recipe import TrainRecipe
 from .saving import Saver
 from .self_test import check_isolation
 from .sharding import World
+from .stopping import STOP, signals_held
 from .trainee import Assembled
-
-STOP = "stop"
-"""A file of this name in a run's directory stops the run after the step under way, as SIGTERM and Ctrl-C do."""
 
 
 class NotFiniteError(BideError):
@@ -48,10 +46,14 @@ class Outcome:
     """Optimizer steps done in all."""
     finished: bool
     """Whether that is all of the plan."""
+    began: int = 0
+    """Steps that were done before this time."""
     peak_gib: float = 0.0
     """Most memory that the device held for tensors, on the fullest process."""
     reserved_gib: float = 0.0
     """And most that the allocator had taken from the device."""
+    deterministic_from: int | None = None
+    """The step (from 0) from which on all have been, up to this one. None: this one was not."""
     sample_losses: dict[int, float] = field(default_factory=dict)
     """Sample -> mean negative log likelihood of its tokens, in the epoch in which it was last seen."""
 
@@ -80,8 +82,12 @@ class Trainer:
     """Called on the first process after each step."""
     stop_after: int | None = None
     """Stop, as if told to, when so many steps are done."""
+    deterministic: bool = False
+    """Whether it runs under `determinism.deterministic`."""
     _first: int = 0
-    """The step that this process begins with."""
+    """The step (from 0) that this process begins with."""
+    _deterministic_from: int | None = None
+    """As `Outcome.deterministic_from`."""
 
     def run(self) -> Outcome:
         """From the last checkpoint, or the beginning, to the end of the plan.
@@ -89,31 +95,40 @@ class Trainer:
         Raises `NotFiniteError`, `CheckpointError`, what `export` raises (a checkpoint is written first), and
         `UsageError` where the directory holds another run.
         """
-        done = self._resume()
+        self._first = done = self._resume()
+        tensors = self._tensors()  # moments too: what fits in the first step then fits in all, as memory is counted
         if self.save_every and self.in_background:
-            self.saver.reserve(self._tensors())
-        self._check()  # after it: a forward pass leaves the head gathered, with the weights of that moment
-        self._first = done
-        outcome = Outcome(done, False)
+            self.saver.reserve(tensors)
+        del tensors
+        self._check()  # after resuming: a forward pass leaves the head gathered, with the weights of that moment
+        last = min(len(self.plan.steps), self.stop_after or len(self.plan.steps))
+        if done < last:
+            self._warm_up()
+        outcome = Outcome(done, False, done, deterministic_from=self._deterministic_from)
         curve = CurveFile(self.out, done) if self.world.is_first else None
         shows: list[Any] = [curve, *self.sinks] if curve else []
         if self.world.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         try:
             with signals_held() as told:
-                while outcome.step < min(len(self.plan.steps), self.stop_after or len(self.plan.steps)):
+                while outcome.step < last:
+                    before = graphs_compiled()
                     point = self._step(outcome)
+                    stop = bool(told) or (self.world.is_first and (self.out / STOP).exists())
+                    stopped, failed, compiled = self.world.sum(
+                        [stop, self.saver.has_failed, graphs_compiled() != before]
+                    )
+                    if compiled:  # on any process: all have waited for it
+                        point = replace(point, warm=False)
                     for show in shows:
                         show.add(point)
                     if self.tell and self.world.is_first:
                         self.tell(point, self.plan)
-                    stop = bool(told) or (self.world.is_first and (self.out / STOP).exists())
-                    stopped, failed = self.world.sum([stop, self.saver.has_failed])
-                    last = outcome.step == len(self.plan.steps)
-                    if stopped or (outcome.step == self.stop_after and not last):
+                    whole = outcome.step == len(self.plan.steps)
+                    if stopped or (outcome.step == self.stop_after and not whole):
                         self.save(outcome.step)
                         break
-                    if last:  # what is trained goes first, even where a checkpoint has failed
+                    if whole:  # what is trained goes first, even where a checkpoint has failed
                         break
                     if failed:
                         self.saver.finish()
@@ -142,12 +157,26 @@ class Trainer:
             row=self._first_row(),
         )
 
-    def _first_row(self) -> int:
-        """Tokens of this process's longest row in the first step: compiled code is tuned for the size that it meets
-        first."""
+    def _warm_up(self) -> None:
+        """Compute the plan's longest first pack for nothing, with layers of all kinds: so that no step waits for the
+        compiler, and a resumed run has the kernels of the uninterrupted one, which split their sums by the length of
+        the row that they were compiled for."""
+        if not self.made.facts["compiled"] and self.world.device.type != "cuda":
+            return
+        torch.manual_seed(0)
+        batch = make_batch(self._first_pack(), self.samples, self.plan.weights(0), self.world.device)
+        self.made.compute(batch, all_kinds=True)
+        self.made.optimizer.zero_grad(set_to_none=True)
+
+    def _first_pack(self) -> tuple[int, ...]:
+        """This process's longest one in the plan's first step."""
         packs = self.plan.layout(0, self.world.size, self.max_tokens)[self.world.rank]
+        return max(packs, key=lambda one: sum(self.plan.tokens[i] for i in one))
+
+    def _first_row(self) -> int:
+        """Its tokens, with padding."""
         step = PAD_MULTIPLE[self.world.device.type]
-        return max(-(-max(sum(self.plan.tokens[i] for i in one), 1) // step) * step for one in packs)
+        return -(-max(sum(self.plan.tokens[i] for i in self._first_pack()), 1) // step) * step
 
     def _end(self, step: int) -> None:
         """Bring to the disk what is trained, in one way or the other."""
@@ -163,11 +192,13 @@ class Trainer:
     def save(self, step: int, *, in_background: bool = False) -> None:
         """A checkpoint of this moment."""
         write = self.saver.begin if in_background else self.saver.save
-        write(step, self._tensors(), identity(self.plan.hash, self.plan.recipe.to_json()))
+        beside = {"deterministic_from": self._deterministic_from}
+        write(step, self._tensors(), identity(self.plan.hash, self.plan.recipe.to_json()) | beside)
 
     def _resume(self) -> int:
         found = self.world.gather(newest(self.out) if self.world.is_first else None)[0]
         if found is None:
+            self._deterministic_from = 0 if self.deterministic else None
             return 0
         facts = read_facts(found)
         check_same_run(
@@ -175,8 +206,10 @@ class Trainer:
         )
         load_checkpoint(found, self._tensors())
         self.made.weights_changed()
-        self.made.compiles = False  # the uninterrupted run did so in its first step, and this is another
-        return int(facts["step"])
+        step, since = int(facts["step"]), facts.get("deterministic_from")
+        if self.deterministic:
+            self._deterministic_from = step if since is None else since
+        return step
 
     def _tensors(self) -> dict[str, Any]:
         """By the parameters' names, so that any number of processes can read it."""
@@ -256,16 +289,3 @@ def identity(plan_hash: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
     free = ("name", "description", "recompute", "compile")
     whole = TrainRecipe.from_json(recipe).to_json()
     return {"plan_hash": plan_hash, "recipe": {k: v for k, v in whole.items() if k not in free}}
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[list[int]]:
-    """Fills the list when SIGINT, SIGTERM or SIGUSR1 comes, in place of ending the process."""
-    told: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda caught, _: told.append(caught)) for number in numbers}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
