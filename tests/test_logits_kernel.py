@@ -94,3 +94,41 @@ def test_many_rows_in_one_launch_are_as_each_alone() -> None:
             alone[i].apply(one, torch.tensor(feed, dtype=torch.int32, device=DEVICE), 1)
             assert torch.equal(found[number], one[0])
             outputs[i].append(int(one[0].argmax()))
+
+
+def test_triton_looks_for_what_it_compiled_once_for_each_kind_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles for types, for a pointer that 16 divides, and for a stride: a kernel goes on with the same only."""
+    case = next(cases(1))
+    kernel = KernelRows(2, [case.markers], flags_of(case), "cpu")
+    calls: list[tuple[str, Any, list[Any]]] = []
+
+    class Launch:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: Any) -> Any:
+            def run(*arguments: Any, **options: Any) -> Launch:
+                calls.append((self.name, grid, [*arguments, *options]))
+                return Launch(f"compiled {len(calls)}")
+
+            return run
+
+    monkeypatch.setattr("bide.logits_kernel._step", Launch("sought"))
+    feed = torch.zeros(4, 8, dtype=torch.int32)
+    memory = torch.zeros(4096)
+    first, second = memory[:256].view(4, 64), memory[256:512].view(4, 64)
+    for logits in (first, second, first):
+        kernel.apply(logits, feed, 3)
+    assert [name for name, _, _ in calls] == ["sought", "compiled 1", "compiled 1"]
+    assert [grid for _, grid, _ in calls] == [(3,), (3, 1, 1), (3, 1, 1)]
+    assert calls[0][2][-1] == "num_warps"
+    for (_, _, arguments), logits in zip(calls, (first, second, first)):
+        assert arguments[0] is logits and arguments[2] is feed  # these, and the rest as Triton was given it
+        assert all(a is b or a == b for a, b in zip(arguments[1:14], calls[0][2][1:14], strict=True))
+    for other in (memory[1:257].view(4, 64), first.to(torch.bfloat16), memory[:512].view(4, 128)[:, :64]):
+        kernel.apply(other, feed, 3)
+        assert calls[-1][0] == "sought"
+        kernel.apply(other, feed, 3)
+        assert calls[-1][0].startswith("compiled")
+    kernel.apply(first, torch.zeros(4, 16, dtype=torch.int32), 3)
+    assert calls[-1][0] == "sought"

@@ -171,26 +171,47 @@ class Oracle:
 
 
 def test_logits_of_a_batch_are_those_of_each_row_by_itself() -> None:
-    """Rows of many formats come, go and change places, some greedy, with ids that something else forbids."""
-    draw, batch = random.Random(5), HostRows()
+    """Rows of many formats come, go and change places, some greedy, with ids that something else forbids or wants at
+    any price. Some are not sampled in a step, or not known yet when they are asked for."""
+    draw, generator, batch = random.Random(5), torch.Generator().manual_seed(5), HostRows()
     waiting = [case for case in cases(150, first=40_000)] + [case for case in cases(50, first=50_000, several=True)]
     live: list[tuple[ForcedRow, list[int], Case]] = []
+    alone: dict[int, ForcedRow] = {}  # by row: one like it, which takes each id at once
     seen: Counter[str] = Counter()
     numbers: list[int] = []
     moved = True
     while waiting or live:
         while waiting and len(live) < 12:
             case = waiting.pop()
-            heat = draw.choice([0.0, 0.6, 1.0, 1.0, 1.7])
-            fresh = ForcedRow(case.forcer(), temperature=heat, seed=draw.getrandbits(32))
+            heat, number = draw.choice([0.0, 0.6, 1.0, 1.0, 1.7]), draw.getrandbits(32)
+            fresh, like = (ForcedRow(case.forcer(), temperature=heat, seed=number) for _ in range(2))
+            alone[id(fresh)] = like
             live.insert(draw.randrange(len(live) + 1), (fresh, [], case))
             moved = True
         numbers = draw.sample(range(16), len(live)) if moved else numbers
-        batch.advance([(number, row, output) for number, (row, output, _) in zip(numbers, live)], moved)
-        logits = torch.randn(16, VOCABULARY, generator=torch.Generator().manual_seed(draw.getrandbits(32))) * 2
-        logits[
-            torch.rand(logits.shape, generator=torch.Generator().manual_seed(draw.getrandbits(32))) < 0.1
-        ] = -math.inf
+        followed = [(number, row, output) for number, (row, output, _) in zip(numbers, live)]
+        if draw.random() < 0.2:  # ids that the engine has sampled and not told yet: nothing may come of them
+            late = [output.pop() if output and draw.random() < 0.5 else None for _, _, output in followed]
+            for (_, _, output), token in zip(followed, late):
+                output += [] if token is None else [-1]
+            batch.advance(followed, moved)
+            for (_, _, output), token in zip(followed, late):
+                if token is not None:
+                    output[-1] = token
+                    seen["late"] += 1
+            moved = False
+        batch.advance(followed, moved)
+        for _, row, output in followed:
+            like = alone[id(row)]
+            like.advance(output)
+            assert (row.ending is None) == (like.ending is None) and row.queue == like.queue
+            if row.ending is not None and like.ending is not None:
+                assert (row.ending.ids, row.ending.text) == (like.ending.ids, like.ending.text)
+        logits = torch.randn(16, VOCABULARY, generator=generator) * 2
+        logits[torch.rand(logits.shape, generator=generator) < 0.1] = -math.inf
+        for number, (row, _, _) in zip(numbers, live):
+            if row.ending is None:
+                logits[number, draw.randrange(VOCABULARY)] = math.inf
         oracles = [Oracle(row, logits[number].tolist()) for number, (row, _, _) in zip(numbers, live)]
         wanted = logits.clone()
         for number, oracle in zip(numbers, oracles):
@@ -198,26 +219,50 @@ def test_logits_of_a_batch_are_those_of_each_row_by_itself() -> None:
             seen["forced" if oracle.row.queue else "refused" if oracle.ends else "free"] += 1
         batch.apply(logits.numpy())
         torch.testing.assert_close(logits, wanted, rtol=2e-6, atol=2e-6)
+        free = [number for number, oracle in zip(numbers, oracles) if oracle.row.ending is None]
+        assert torch.equal(logits[free], wanted[free])  # whatever the others do
         staying, moved = [], draw.random() < 0.2
         for number, oracle, (row, output, case) in zip(numbers, oracles, live):
-            if logits[number].max() == -math.inf:
+            if draw.random() < 0.15:  # not sampled in this step
+                seen["waited"] += 1
+                staying.append((row, output, case))
+                continue
+            if abs(logits[number].max()) == math.inf:
                 output.append(0)
             else:
-                output.append(int(torch.softmax(logits[number], -1).multinomial(1)))
-            if output[-1] == oracle.target and (oracle.logits[oracle.target], *oracle.ends) != (-math.inf,):
-                batch.park(row)
-                if max(oracle.ends) > -math.inf:
-                    assert row.odds == pytest.approx(oracle.odds(), abs=1e-5)
-                    seen["odds"] += 1
+                output.append(int(torch.softmax(logits[number], -1).multinomial(1, generator=generator)))
+            if output[-1] == oracle.target and max(oracle.ends) > -math.inf:
+                alone[id(row)].odds = oracle.odds()
+                seen["odds"] += 1
             if len(output) >= case.max_tokens or output[-1] in case.markers.eos:
-                batch.park(row)
                 moved = True
             else:
                 staying.append((row, output, case))
         live = staying
         if moved:
             draw.shuffle(live)
-    assert min(seen[kind] for kind in ("forced", "refused", "free", "odds")) > 100, seen
+        if not live:
+            batch.advance([], True)
+    assert min(seen[kind] for kind in ("forced", "refused", "free", "odds", "late", "waited")) > 100, seen
+
+
+@pytest.mark.parametrize("ends", [((3,),), ((3,), (4,))])
+def test_a_wait_that_begins_with_what_is_an_end_takes_the_others_probability(ends: tuple[tuple[int, ...], ...]) -> None:
+    """Not its own twice, and it stays possible."""
+    markers = Markers(ends=ends, close=(3,), eos=frozenset())
+    forcer = BudgetForcer(ThinkingBudget(20, waits=1), markers, ForcedTexts(waits=((3, 2),)), last_prompt_id=1)
+    row, rows = ForcedRow(forcer), HostRows()
+    rows.advance([(0, row, [])], True)
+    assert row.ending is not None and row.ending.text[0] == 3 and row.ending.ids == {end[0] for end in ends}
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    wanted, share = logits.clone(), 0.0
+    if len(ends) > 1:
+        wanted[0, 3], wanted[0, 4] = torch.logsumexp(logits[0, 3:5], 0), -math.inf
+        share = float(torch.softmax(logits[0, 3:5], 0)[1])
+    rows.apply(logits.numpy())
+    torch.testing.assert_close(logits, wanted)
+    rows.park(row)
+    assert row.odds == pytest.approx(share, abs=1e-6)
 
 
 def law(temperature: float, waits: int) -> tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]]:

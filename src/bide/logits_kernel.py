@@ -330,6 +330,8 @@ class KernelRows:
         self._tables_at = capacity * t.ROW
         self._memory = torch.cat([torch.zeros(self._tables_at, dtype=torch.int32), tables]).to(self.device)
         self._flags = flags.to(self.device)
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+        """What a launch depends on -> the compiled kernel."""
 
     def write(self, slot: int, row: ForcedRow, texts: ForcedTexts) -> None:
         """Put `row`, as it stands, into `slot`. Raises `BudgetError` if its texts are too long."""
@@ -376,7 +378,16 @@ class KernelRows:
 
     def _launch(self, logits: torch.Tensor, rows: int, *batch: Any) -> None:
         tables = self._tables
-        _step[(rows,)](
+        arguments = (
             logits, logits.stride(0), *batch[:4], self._memory, self._flags, batch[4], self._tables_at,
-            len(tables.rows[0]), tables.nodes, tables.symbols, tables.ends, tables.eos, num_warps=1,
+            len(tables.rows[0]), tables.nodes, tables.symbols, tables.ends, tables.eos,
         )  # fmt: skip
+        # To find what it has compiled, Triton looks at every argument and at every number of this module, each time:
+        # that takes longer than the launch. Of the arguments, it compiles for their types and for what divides them.
+        alike = (logits.stride(0), batch[4], *[(x.dtype, x.data_ptr() % 16) for x in (logits, *batch[:4])])
+        kernel = self._compiled.get(alike)
+        if kernel is None:  # always, where Triton interprets
+            found = _step[(rows,)](*arguments, num_warps=1)
+            self._compiled[alike] = found.result() if hasattr(found, "result") else found  # compiled in a thread
+        else:
+            kernel[(rows, 1, 1)](*arguments)

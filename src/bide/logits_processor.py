@@ -35,6 +35,7 @@ FORCED_LOGIT = 1e9
 """Far above all others, and finite: penalties and temperatures that come later keep it there."""
 GREEDY = 1e-5
 """Temperatures below are 0, as they are for vLLM."""
+_NEVER = np.float32(-np.inf)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -167,12 +168,12 @@ class HostRows:
         self._ids = np.zeros((1, 1), dtype=np.int64)
         """[width, rows]: the target, the ends whose probability it takes, then the target again. Of a row that may
         sample anything: any id, of which nothing is taken."""
-        self._counts = np.zeros((1, 1), dtype=np.float32)
-        """[width, rows]: 0 for the target and the ends, -inf where the target stands again."""
-        self._stays = np.zeros((1, 1), dtype=np.float32)
-        """[width, rows]: 0 for the target, wherever it stands, -inf for the ends."""
+        self._void = np.zeros((1, 1), dtype=np.bool_)
+        """[width, rows]: where the target stands again."""
+        self._is_end = np.zeros((1, 1), dtype=np.bool_)
+        """[width, rows]"""
         self._heat = np.ones(1, dtype=np.float32)
-        """[rows]: temperatures, 1 for greedy."""
+        """[rows]: temperatures, 1 for greedy and for rows that may sample anything."""
         self._greedy = np.zeros(1, dtype=np.bool_)
         self._any_heat = self._any_greedy = False
         """Whether a temperature is not 1, and whether one is 0."""
@@ -217,25 +218,30 @@ class HostRows:
     def _place(self, rows: Sequence[tuple[int, ForcedRow, Sequence[int]]]) -> None:
         """Order the arrays as the batch is now."""
         before = [row.place for _, row, _ in rows]
+        assert all(row.place < 0 or self._rows[row.place] is row for _, row, _ in rows), "a row of another batch"
         for row in self._rows:
             row.place = -1
         self._rows = [row for _, row, _ in rows]
         self._numbers = np.array([number for number, _, _ in rows], dtype=np.int64)
         self._endings = [self._endings[old] if old >= 0 else None for old in before]
         self._forced = {place: self._forced[old] for place, old in enumerate(before) if old in self._forced}
-        if any(0 <= old != place for place, old in enumerate(before)) or len(before) != len(self._heat):
+        stay = len(before) == len(self._heat) and all(old in (-1, place) for place, old in enumerate(before))
+        if rows and not stay:
             order = np.array(before)
-            self._ids, self._counts, self._stays = self._ids[:, order], self._counts[:, order], self._stays[:, order]
+            self._ids, self._void, self._is_end = self._ids[:, order], self._void[:, order], self._is_end[:, order]
             self._heat, self._greedy = self._heat[order], self._greedy[order]
+            self._values = None if self._values is None else self._values[:, order]
         for place, row in enumerate(self._rows):
             row.place = place
             if before[place] < 0:  # what lies there is another's
-                self._greedy[place] = greedy = row.temperature < GREEDY
-                self._heat[place] = 1.0 if greedy else row.temperature
+                self._greedy[place] = row.temperature < GREEDY
+                if self._values is not None:
+                    self._values[:, place] = _NEVER
                 if row.ending is None:
                     self._let_end(place)
                 self._write(row)
-        self._any_heat, self._any_greedy = bool((self._heat != 1).any()), bool(self._greedy.any())
+        self._any_greedy = bool(self._greedy.any())
+        self._any_heat = any(row.temperature not in (0, 1) for row in self._rows)
 
     def _write(self, row: ForcedRow) -> None:
         """Put into the arrays what is decided for `row`."""
@@ -248,42 +254,45 @@ class HostRows:
             if before is not None:
                 self._let_end(place)
         elif before is None or ending.text[0] != before.text[0] or ending.ids != before.ids:
-            self._refuse_end(place, ending)
+            self._refuse_end(place, ending, row.temperature)
 
     def _let_end(self, place: int) -> None:
         self._endings[place] = None
         self._ids[:, place] = self._ids[0, place]
-        self._counts[1:, place] = -np.inf
-        self._stays[:, place] = 0
+        self._void[1:, place] = True
+        self._is_end[:, place] = False
+        self._heat[place] = 1.0  # so that what is written there is what was read
 
-    def _refuse_end(self, place: int, ending: Ending) -> None:
+    def _refuse_end(self, place: int, ending: Ending, temperature: float) -> None:
         self._endings[place] = ending
-        ids = [ending.text[0], *ending.ids]
-        again = len(self._ids) - len(ids)
+        target = ending.text[0]
+        ends = [token for token in ending.ids if token != target]  # a wait may begin with what looks like an end
+        again = len(self._ids) - 1 - len(ends)
         if again < 0:
             more = self._ids[:1].repeat(-again, axis=0)
             self._ids = np.concatenate([self._ids, more])
-            self._counts = np.concatenate([self._counts, np.full(more.shape, -np.inf, dtype=np.float32)])
-            self._stays = np.concatenate([self._stays, np.zeros(more.shape, dtype=np.float32)])
+            self._void = np.concatenate([self._void, np.ones(more.shape, dtype=np.bool_)])
+            self._is_end = np.concatenate([self._is_end, np.zeros(more.shape, dtype=np.bool_)])
             again = 0
-        self._ids[:, place] = ids + ids[:1] * again
-        self._counts[:, place] = [0.0] * len(ids) + [-np.inf] * again
-        self._stays[:, place] = [0.0] + [-np.inf] * len(ending.ids) + [0.0] * again
+        self._ids[:, place] = [target, *ends] + [target] * again
+        self._void[:, place] = [False] * (1 + len(ends)) + [True] * again
+        self._is_end[:, place] = [False] + [True] * len(ends) + [False] * again
+        self._heat[place] = 1.0 if temperature < GREEDY else temperature
 
     def _move_mass(self, logits: NDArray[np.float32]) -> None:
         # In as few operations as can be: what each costs here is not its arithmetic.
         places = self._numbers, self._ids
-        self._values = values = logits[places] + self._counts
+        self._values = values = np.where(self._void, _NEVER, logits[places])
         joint = np.logaddexp.reduce(values / self._heat) * self._heat if self._any_heat else np.logaddexp.reduce(values)
         if self._any_greedy:
             joint = np.where(self._greedy, values.max(0), joint)
-        logits[places] = joint + self._stays
+        logits[places] = np.where(self._is_end, _NEVER, joint)
 
     @staticmethod
     def _odds(values: list[float], temperature: float) -> float:
         """That the target, if it was sampled, stands for an end. `values`: its logit, then those of the ends."""
         target, *ends = values
-        top = max(ends)
+        top = max(ends, default=-math.inf)
         if temperature < GREEDY or top == -math.inf:
             return float(top > target)
         mass = sum(math.exp((end - top) / temperature) for end in ends)
