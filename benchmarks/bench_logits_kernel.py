@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python benchmarks/bench_logits_kernel.py
 
-256 rows with a cap and 2 waits, vocabulary 151,936. Three rounds, in turn; medians of the last 300 of 400 steps. Host: how
-long the call keeps the CPU; between events: from before the call to the end of the kernel. Then the device alone.
+256 rows with a cap and 2 waits, vocabulary 151,936. Three rounds, in turn; medians of the last 300 of 400 steps. Host:
+how long the call keeps the CPU; between events: from before the call to the end of the kernel. Then the device alone.
 """
 
 from __future__ import annotations
