@@ -53,6 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.plans.split(",")) - set(PLANS):
         parser.error(f"--plans knows {', '.join(PLANS)}, not {', '.join(sorted(unknown))}")
+    if "resumed" in options.plans and "stopped" not in options.plans.split("resumed")[0]:
+        parser.error("resumed goes on with what stopped has left: name stopped before it")
     options.out.mkdir(parents=True, exist_ok=True)
     work = options.out / "work"
     try:

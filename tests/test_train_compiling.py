@@ -26,14 +26,9 @@ from bide.train.sharding import World  # noqa: E402
 from bide.train.trainee import Assembled  # noqa: E402
 from bide.train.trainer import Trainer  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
-from train_runs import losses, same, train, weights, written  # noqa: E402
+from train_runs import QUIET, losses, same, train, weights, written  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 torch.set_num_threads(1)
 CHOICE = "attention,matmuls:fit"
 

@@ -15,20 +15,21 @@ pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 
 from bide.errors import UnknownNameError, UsageError  # noqa: E402
+from bide.train import choosing  # noqa: E402
 from bide.train.attention import choose_backend  # noqa: E402
 from bide.train.attention_backends import BACKENDS  # noqa: E402
+from bide.train.choosing import RunSettings  # noqa: E402
 from bide.train.determinism import WORKSPACE, NotDeterministicError, deterministic  # noqa: E402
+from bide.train.plan import Plan  # noqa: E402
+from bide.train.recipe import s1  # noqa: E402
+from bide.train.shapes import SHAPES  # noqa: E402
+from bide.train.sharding import World  # noqa: E402
 from bide.train.trainee import Assembled  # noqa: E402
 from bide.train.trainer import Trainer  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
-from train_runs import losses, same, sums, train, weights  # noqa: E402
+from train_runs import QUIET, losses, same, sums, train, weights  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 torch.set_num_threads(1)
 
 
@@ -114,6 +115,18 @@ def test_what_contradicts_it_is_refused_before_anything_is_written(model: Path, 
     with pytest.raises(UsageError, match="does not go with --deterministic"):
         train(model, rows, tmp_path / "run", "--deterministic", "--attention=cudnn")
     assert not (tmp_path / "run").exists() and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("gpus", "on", "told"), [(1, True, False), (2, True, True), (2, False, False)])
+def test_over_several_gpus_it_is_told_that_their_sums_are_not_fixed(
+    gpus: int, on: bool, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "device_name", lambda _: "a GPU without a forecast")
+    world = World(0, gpus, torch.device("cuda"), None)
+    monkeypatch.setattr(World, "gather", lambda world, mine: [mine] * gpus)
+    plan = Plan.make([100, 90, 80, 70], s1().with_(batch_size=2), SHAPES["qwen2.5-0.5b"])
+    ready = choosing.choose(plan, RunSettings(out=tmp_path, deterministic=on), world)
+    assert any("NCCL adds over GPUs" in note for note in ready.notes) is told
 
 
 @pytest.mark.parametrize("before", [None, ":16:8", ":0:0"])

@@ -25,14 +25,9 @@ from bide.train.recipe import s1  # noqa: E402
 from bide.train.tokenizer import TrainTokenizer  # noqa: E402
 from bide.train.trainer import NotFiniteError  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
-from train_runs import ROWS, arguments, losses, same, start, sums, train, weights, written  # noqa: E402
+from train_runs import QUIET, ROWS, arguments, losses, same, start, sums, train, weights, written  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 torch.set_num_threads(1)
 
 

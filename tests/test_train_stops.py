@@ -24,14 +24,9 @@ from bide.train.memory import checkpoint_bytes  # noqa: E402
 from bide.train.model_files import shape_of  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
-from train_runs import arguments, losses, same, start, sums, train, wait_for, wait_for_steps, weights  # noqa: E402
+from train_runs import QUIET, arguments, losses, same, start, sums, train, wait_for, wait_for_steps, weights  # noqa: E402
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = QUIET
 torch.set_num_threads(1)
 
 HELD = """

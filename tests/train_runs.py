@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from click.testing import CliRunner
@@ -19,6 +20,11 @@ from click.testing import CliRunner
 from bide.cli import bide
 from bide.train.curve import read_curve
 
+QUIET = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning", "UserWarning", "ResourceWarning")
+]
+"""Of torch and transformers, for `pytestmark`."""
 ROWS = 10
 BASE = {"epochs": "2", "batch_size": "4", "learning_rate": "1e-2", "max_length": "none"}
 """3 steps an epoch: the last one is filled from the epoch's beginning."""

@@ -59,7 +59,7 @@ ALARM = 0.25
 @click.option(
     "--deterministic",
     is_flag=True,
-    help="On a GPU too, two runs and a resumed one give the same bytes: sums in one order, by slower kernels.",
+    help="On one GPU too, two runs and a resumed one give the same bytes: sums in one order, by slower kernels.",
 )
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Of a pack. [default: the memory plan's]")
 @click.option(

@@ -36,7 +36,7 @@ class RunSettings:
     attention: str | None = None
     """A name in `attention_backends.BACKENDS`; None takes the device's."""
     deterministic: bool = False
-    """Whether two runs, and one that was stopped, compute the same bytes on a GPU too (`determinism`)."""
+    """Whether two runs, and one that was stopped, compute the same bytes on one GPU too (`determinism`)."""
     max_tokens: int | None = None
     """Of a pack. None: what the forecast says for this machine; where there is none, one pack for each process."""
     save_every: int = 0
@@ -85,6 +85,8 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
     kind = next((GPUS[known] for known in GPUS if world.device.type == "cuda" and _is(known, name)), None)
     attention = choose_backend(settings.attention, device=world.device, deterministic=settings.deterministic)
     recipe, notes = plan.recipe, []
+    if settings.deterministic and world.device.type == "cuda" and world.size > 1:
+        notes.append("deterministic on each GPU; NCCL adds over GPUs in an order of its own, which is not fixed here")
     plain = "none" if world.device.type == "cpu" else "full"
     recomputed = plain if recipe.recompute == "auto" else recipe.recompute
     if world.device.type == "cpu" and recipe.float8:

@@ -3,7 +3,7 @@
     gradient = sum over the step's packs of d/dw sum_i weights[i] * nll[i];  norm clipped;  AdamW at the schedule's rate
 
 Nothing random happens here but dropout in adapters and stochastic rounding, both seeded by the step, so a resumed run
-is the run that was not stopped, at the same number of processes: to the bit on CPUs, and on GPUs in a run that is
+is the run that was not stopped, at the same number of processes: to the bit on CPUs, and on one GPU in a run that is
 deterministic (`determinism`).
 """
 
