@@ -26,7 +26,8 @@ The reference's own way, as in simplescaling/s1 train/sft.py: each GPU takes one
 the order of the batch, all ranks wait for the longest; every layer is recomputed; logits are whole; FSDP without
 compilation; SDPA. Two things differ: batch 16 is reached by accumulation (16 GPUs are not there), and weights,
 gradients and moments are bf16, because the reference's fp32 states (122 GiB a GPU at 4 GPUs) leave no room for a
-sequence of 9,109 tokens.
+sequence of 9,109 tokens. `reference-int8` is the same with bide's AdamW and moments in 8 bits: with bf16 ones it does
+not fit two GPUs.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ ARMS: dict[str, Arm] = {
     "bide-float8": Arm("qwen2.5-32b", {**INT8, "float8": "tensorwise"}, FAST),
     "bide-int8": Arm("qwen2.5-32b", INT8, FAST),
     "reference": Arm("qwen2.5-32b", BF16, ({},), reference=True),
+    "reference-int8": Arm("qwen2.5-32b", INT8, ({},), reference=True),
     "bide-fp32w": Arm(
         "qwen2.5-32b",
         {"weights": "fp32", "moments": "bf16"},
@@ -209,6 +210,7 @@ class Reference:
         from torch.distributed.fsdp import fully_shard
 
         from bide.train.sharding import decoder_layers, fill, randomise
+        from bide.train.trainee import make_optimizer
 
         self.plan, self.samples, self.world, self.recipe, self.torch = plan, samples, world, recipe, torch
         with torch.device("meta"):
@@ -223,6 +225,9 @@ class Reference:
         fill(model, world)
         randomise(dict(model.named_parameters()), recipe.seed)
         self.model = model
+        if recipe.moments == "int8":  # torch has none
+            self.optimizer: Any = make_optimizer(model, recipe)
+            return
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), weight_decay=1e-4,
             fused=world.device.type == "cuda",
