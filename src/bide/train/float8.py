@@ -8,12 +8,16 @@
 operand of a matmul, which loses less to outliers. Sums are float32; weights, their gradients and what layers pass on
 keep their types. Where there is no such hardware (CPUs), the same rounded numbers are multiplied in float32.
 
+One scale for a tensor ties the documents of a packed row to each other: the largest number of any of them decides how
+all are rounded. `unscaled` is for who looks for other ties.
+
 Sharded weights of "tensorwise" layers can be rounded before they are gathered, not after: `bide.train.float8_gather`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,15 +75,33 @@ class Float8Linear(nn.Linear):
     recipe: str
     rounded: tuple[Tensor, Tensor] | None = None
     """The weights in e4m3 and their scale, where they are not made from `weight` at each call."""
+    scaled: bool = True
+    """Whether what is multiplied has a scale of its own; else it is 1 (`unscaled`)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]. Raises `UsageError` for a number of tokens that is no multiple of 16."""
         rows = input.reshape(-1, input.shape[-1])
         if rows.shape[0] % ALIGNMENT:
             raise UsageError(f"float8 wants rows of a multiple of {ALIGNMENT} tokens, not {rows.shape[0]}; pad them")
-        output = _Matmul.apply(rows, self.weight, *(self.rounded or (None, None)), self.recipe)
+        output = _Matmul.apply(rows, self.weight, *(self.rounded or (None, None)), self.recipe, self.scaled)
         output = output.unflatten(0, input.shape[:-1])
         return output if self.bias is None else output + self.bias
+
+
+@contextlib.contextmanager
+def unscaled(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes of tensorwise layers round each number by itself, with a scale of 1, so that no token
+    changes another's rounding. Compiled layers run uncompiled there, so that nothing is compiled for it; the backward
+    pass is as ever. Models without such layers run as ever."""
+    layers = [one for one in model.modules() if isinstance(one, Float8Linear) and not RECIPES[one.recipe].rowwise]
+    with torch.compiler.set_stance("force_eager") if layers else contextlib.nullcontext():
+        for layer in layers:
+            layer.scaled = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.scaled = True
 
 
 Operand = tuple[Tensor, Tensor]
@@ -91,7 +113,13 @@ class _Matmul(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, rounded: Tensor | None, weight_scale: Tensor | None, name: str
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        rounded: Tensor | None,
+        weight_scale: Tensor | None,
+        name: str,
+        scaled: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight if rounded is None else None, rounded, weight_scale)
         ctx.name = name
@@ -100,7 +128,8 @@ class _Matmul(torch.autograd.Function):
             right = _scaled(weight.T, E4M3, _columns(recipe))
         else:
             right = rounded.T, weight_scale
-        return _product(_scaled(x, E4M3, _rows(recipe)), right, x.dtype, recipe.fast_output)
+        left = _scaled(x, E4M3, _rows(recipe)) if scaled else _as_it_is(x)
+        return _product(left, right, x.dtype, recipe.fast_output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,7 +143,7 @@ class _Matmul(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             left, right = _scaled(gradient.T, recipe.gradient, _rows(recipe)), _scaled(x, E4M3, _columns(recipe))
             of_weight = _product(left, right, gradient.dtype, recipe.fast_gradients)
-        return of_x, of_weight, None, None, None
+        return of_x, of_weight, None, None, None, None
 
 
 def _rows(recipe: Recipe) -> int | None:
@@ -155,6 +184,11 @@ def _scaled(x: Tensor, kind: torch.dtype, dimension: int | None) -> Operand:
         largest = x.abs().amax(dimension, keepdim=True)
     scale = scale_of(largest, kind)
     return in_8_bits(x, scale, kind), scale
+
+
+def _as_it_is(x: Tensor) -> Operand:
+    scale = torch.ones((), device=x.device)
+    return in_8_bits(x, scale, E4M3), scale
 
 
 def scale_of(largest: Tensor, kind: torch.dtype) -> Tensor:

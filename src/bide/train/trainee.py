@@ -175,10 +175,12 @@ def assemble(
         "attention": backend or attention.DEFAULT_BACKEND[world.device.type],
         "recompute": recomputed,
         "compiled": use_compile,
+        "float8": recipe.float8 or False,
         "float8_layers": len(in_float8),
         "gathered_in_float8": len(gather or ()),
         "weights": _kept(recipe),
         "moments": recipe.moments,
+        "reduce": recipe.reduce,
     }
     return Assembled(trainee, make_optimizer(model, recipe), world, facts, fitting, room, gather)
 

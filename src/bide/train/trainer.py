@@ -24,6 +24,7 @@ from .batches import PAD_MULTIPLE, Sample, make_batch
 from .checkpoints import check_same_run, load_checkpoint, newest, read_facts
 from .compiling import graphs_compiled
 from .curve import CurveFile, Point, Sink
+from .float8 import unscaled
 from .optimizer import learning_rate
 from .plan import Plan
 from .recipe import TrainRecipe
@@ -150,12 +151,13 @@ class Trainer:
             torch.manual_seed(0)  # the same dropout both times
             return self.made.trainee(input_ids=ids, use_cache=False, **documents.arguments()).last_hidden_state
 
-        check_isolation(
-            hidden,
-            device=self.world.device,
-            vocabulary=self.made.model.config.vocab_size,
-            row=self._first_row(),
-        )
+        with unscaled(self.made.model):  # one scale for a row ties its documents
+            check_isolation(
+                hidden,
+                device=self.world.device,
+                vocabulary=self.made.model.config.vocab_size,
+                row=self._first_row(),
+            )
 
     def _warm_up(self) -> None:
         """Compute the plan's longest first pack for nothing, with layers of all kinds: so that no step waits for the
