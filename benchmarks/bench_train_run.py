@@ -7,7 +7,8 @@ that was stopped and resumed ends with the same weights, and LoRA.
 
 Random weights of the shape are written to a directory with a small tokenizer (bytes), and 64 rows whose lengths follow
 the law of s1K. Three trainings of 2 epochs, 16 samples a step: one in one go with checkpoints in the background, the
-same stopped after half of its steps and resumed, and one of LoRA adapters. Each is a process of its own.
+same stopped after half of its steps and resumed, and one of LoRA adapters. Each is a process of its own. Weights are
+bf16 unless `--set weights=fp32` says otherwise.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PLANS: dict[str, tuple[str, ...]] = {
     "stopped": (f"--steps={HALF}",),
     "resumed": (),
     "lora": ("--set=lora_rank=16", "--set=learning_rate=1e-4"),
+    "qlora": ("--set=lora_rank=16", "--set=learning_rate=1e-4", "--set=quantized_base=true"),
 }
 """Name -> what a training is told beside the others."""
 
@@ -49,7 +51,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="for each process")
     parser.add_argument("--out", type=Path, default=Path("bench_train_run"))
     parser.add_argument("--deterministic", action="store_true", help="all trainings are told so")
-    parser.add_argument("--plans", default=",".join(PLANS), help="those to run, in this order [default: all]")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="of the recipe, for all")
+    parser.add_argument(
+        "--plans",
+        default=",".join(name for name in PLANS if name != "qlora"),
+        help="those to run, in this order; qlora needs bitsandbytes [default: all others]",
+    )
     options = parser.parse_args()
     if unknown := set(options.plans.split(",")) - set(PLANS):
         parser.error(f"--plans knows {', '.join(PLANS)}, not {', '.join(sorted(unknown))}")
@@ -68,7 +75,9 @@ def report(options: argparse.Namespace, work: Path) -> None:
     tiny = options.shape == "tiny"
     model = save_model(work / "model", options)
     rows = save_rows(work / "rows.jsonl", options.seed, 0.01 if tiny else 1.0)
-    base = [f"--model={model}", f"--data={rows}", "--set=epochs=2", "--set=weights=bf16", f"--set=seed={options.seed}"]
+    told = {"epochs": 2, "weights": "bf16", "seed": options.seed}
+    told |= dict(text.split("=", 1) for text in options.set)
+    base = [f"--model={model}", f"--data={rows}", *(f"--set={name}={value}" for name, value in told.items())]
     base += ["--deterministic"] * options.deterministic
     for name in options.plans.split(","):
         run = work / ("stopped" if name == "resumed" else name)

@@ -181,6 +181,7 @@ def assemble(
         "weights": _kept(recipe),
         "moments": recipe.moments,
         "reduce": recipe.reduce,
+        "lora_rank": recipe.lora_rank,
     }
     return Assembled(trainee, make_optimizer(model, recipe), world, facts, fitting, room, gather)
 
