@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -73,7 +74,12 @@ def main() -> None:
 def report(options: argparse.Namespace, work: Path) -> None:
     """All trainings, one after the other. What each says goes to log.txt, the receipts to NAME.json."""
     tiny = options.shape == "tiny"
-    model = save_model(work / "model", options)
+    model = work / "model"
+    own = multiprocessing.get_context("spawn").Process(target=save_model, args=(model, options.shape, options.seed))
+    own.start()  # whose memory on the GPU ends with it
+    own.join()
+    if own.exitcode:
+        raise SystemExit(f"no model was written: exit code {own.exitcode}")
     rows = save_rows(work / "rows.jsonl", options.seed, 0.01 if tiny else 1.0)
     told = {"epochs": 2, "weights": "bf16", "seed": options.seed}
     told |= dict(text.split("=", 1) for text in options.set)
@@ -108,20 +114,19 @@ def compare(work: Path) -> None:
     print(f"# and its weights, to the byte: {same}", flush=True)
 
 
-def save_model(directory: Path, options: argparse.Namespace) -> Path:
+def save_model(directory: Path, name: str, seed: int) -> None:
     """Random bf16 weights."""
     import torch
     import transformers
 
-    shape = TINY if options.shape == "tiny" else SHAPES[options.shape]
+    shape = TINY if name == "tiny" else SHAPES[name]
     directory.mkdir(parents=True)
     save_tokenizer(directory)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.bfloat16)
     model.save_pretrained(directory)
-    return directory
 
 
 def save_rows(path: Path, seed: int, scale: float) -> Path:
