@@ -134,7 +134,10 @@ def test_recomputing_changes_no_gradient(choice: str, compiler: str, monkeypatch
         runs.clear()
         packed(wrapped, ids, documents).square().sum().backward()
         assert runs["attention"] == 3 + sum(POLICIES[name].attention_again for name in parse(choice, 3))
-        torch.testing.assert_close(of_parameters(wrapped), of_parameters(plain), rtol=1e-4, atol=1e-5)
+        expected = of_parameters(plain)
+        # In float32, whose sums some processors make in an order that depends on where numbers lie in memory.
+        within = 2e-6 * float(expected.abs().max())
+        torch.testing.assert_close(of_parameters(wrapped), expected, rtol=1e-4, atol=within)
 
 
 def test_layers_share_one_compiled_graph() -> None:

@@ -77,11 +77,15 @@ class Documents:
 
 def choose_backend(told: str | None, *, device: torch.device | str, deterministic: bool) -> str:
     """A key of `BACKENDS`: the one that was told, else the device's. Raises `UnknownNameError`, and `UsageError` for
-    one whose gradients vary where they must not."""
+    one that the device has not, or whose gradients vary where they must not."""
     defaults = REPEATABLE_BACKEND if deterministic else DEFAULT_BACKEND
     chosen = told or defaults[torch.device(device).type]
     if chosen not in BACKENDS:
         raise unknown_name("attention backend", chosen, BACKENDS)
+    if torch.device(device).type == "cpu" and chosen != DEFAULT_BACKEND["cpu"]:
+        raise UsageError(
+            f"attention backend {chosen!r} wants a GPU, and this runs on a CPU", hint=f"{DEFAULT_BACKEND['cpu']!r}"
+        )
     if deterministic and not BACKENDS[chosen].repeatable:
         kept = ", ".join(name for name, backend in BACKENDS.items() if backend.repeatable)
         raise UsageError(

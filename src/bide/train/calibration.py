@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .gpus import Machine
+from .memory import is_compiled
 from .recipe import TrainRecipe
 
 MODEL = 2
@@ -25,6 +26,7 @@ class Measurement:
     """A name in `gpus.GPUS`."""
     count: int
     compile: bool
+    """Whether layers were compiled: never those of 4 bits."""
     float8: str
     lora: bool
     seconds: float
@@ -33,6 +35,7 @@ class Measurement:
     """Measured peak of the allocator, over the forecast one without calibration."""
     parameters: int = 0
     """Of the model. 0: not known."""
+    quantized_base: bool = False
     model: int = MODEL
     """What forecast it."""
 
@@ -64,8 +67,12 @@ class Calibration:
         """(seconds, bytes) to multiply a forecast by: geometric means over runs on the same kind of GPU with the same
         settings, forecast as today; of those, where there are some, only the models of half to twice as many
         parameters; of those, where there are some, only runs on as many GPUs. None: there is no such run."""
-        wanted = (machine.gpu.name, recipe.compile, recipe.float8, bool(recipe.lora_rank))
-        alike = [one for one in self.measurements if (one.gpu, one.compile, one.float8, one.lora) == wanted]
+        wanted = (machine.gpu.name, is_compiled(recipe), recipe.float8, bool(recipe.lora_rank), recipe.quantized_base)
+        alike = [
+            one
+            for one in self.measurements
+            if (one.gpu, one.compile, one.float8, one.lora, one.quantized_base) == wanted
+        ]
         alike = [one for one in alike if one.model == MODEL]
         alike = [one for one in alike if parameters <= 2 * one.parameters <= 4 * parameters] or alike
         alike = [one for one in alike if one.count == machine.count] or alike

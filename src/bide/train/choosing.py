@@ -17,6 +17,7 @@ from .forecast import Forecast, forecast
 from .gpus import GPUS, Machine
 from .host_memory import available_bytes
 from .memory import COMPUTE_BYTES, GIB, checkpoint_bytes, state_bytes
+from .pace import ATTENTION, DEFAULT_ATTENTION
 from .plan import Plan
 from .recompute_policies import by_pack
 from .room import Room
@@ -73,8 +74,8 @@ class Ready:
     notes: tuple[str, ...]
 
     @property
-    def forecast_is_of_it(self) -> bool:
-        """Whether the forecast counts the attention that runs."""
+    def calibrates(self) -> bool:
+        """Whether what it measures says something of other runs: those attend by the default."""
         return self.attention == DEFAULT_BACKEND[self.world.device.type]
 
 
@@ -107,7 +108,8 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
         machine = Machine(kind, world.size)
         known = settings.calibration
         calibration = Calibration.read(known) if known is not None and known.exists() else None
-        told = forecast(plan, machine, calibration=calibration, max_tokens=settings.max_tokens)
+        counted = attention if attention in ATTENTION else DEFAULT_ATTENTION
+        told = forecast(plan, machine, calibration=calibration, max_tokens=settings.max_tokens, attention=counted)
         if not told.fits:
             raise UsageError(
                 f"this does not fit {machine.label}: {told.reason}", hint="; ".join(told.remedies) or "use more GPUs"
@@ -115,9 +117,10 @@ def choose(plan: Plan, settings: RunSettings, world: World) -> Ready:
         larger = told.factors[1] if told.factors else 1.0
         room = Room(plan.shape, recipe, machine, told.recompute, larger) if by_pack(told.recompute) else None
         recomputed, max_tokens = told.recompute, told.max_tokens
-        if attention != (counted := DEFAULT_BACKEND[world.device.type]):
-            kept = "" if settings.calibration is None else ": what it measures is not added to the calibration"
-            notes.append(f"attention is {attention}, the forecast counts {counted}{kept}")
+        if attention != counted:
+            notes.append(f"attention is {attention}, whose rate is not known: the forecast counts {counted}")
+        if attention != DEFAULT_ATTENTION and settings.calibration is not None:
+            notes.append(f"attention is {attention}: what is measured is not added to the calibration")
     return Ready(
         world, machine, told, attention, recomputed, room, max_tokens, in_background, settings.deterministic,
         tuple(notes),

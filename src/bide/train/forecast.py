@@ -13,7 +13,7 @@ from . import recompute_policies
 from .calibration import Calibration
 from .gpus import GPUS, PRICES, Machine
 from .memory import GIB, Memory, limit, memory, most_tokens, state_bytes, variant_of
-from .pace import peak, seconds_per_step
+from .pace import DEFAULT_ATTENTION, peak, seconds_per_step
 from .plan import Plan
 from .recipe import AUTO, TrainRecipe
 from .recompute_policies import by_pack
@@ -115,18 +115,23 @@ def forecast(
     remedies: bool = True,
     sharer: Sharer | None = None,
     max_tokens: int | None = None,
+    attention: str = DEFAULT_ATTENTION,
 ) -> Forecast:
     """The quickest way to run `plan` on `machine` that fits, or why there is none.
 
     With `recompute="auto"` all policies are tried, and mixtures of two, where each pack has as many layers of the
     dearer one as it leaves room for. `remedies`: whether to look for what would help where nothing fits, and through
     all steps for the fullest pack. `sharer`: of this plan's samples, to be used again. `max_tokens`: of a pack, where
-    that is settled.
+    that is settled. `attention`: what computes it, a name in `pace.ATTENTION`.
     """
     recipe, price = plan.recipe, prices[machine.gpu.name]
     base = Forecast(machine, len(plan.steps), price, Memory({}, "", 0.0), recipe.recompute)
     if recipe.float8 and not machine.gpu.float8_tflops:
         return replace(base, reason=f"{machine.gpu.name} has no float8 units", remedies=('float8=""',))
+    if recipe.quantized_base and machine.count > 1:
+        return replace(
+            base, reason="4-bit weights are for one GPU", remedies=(f"{machine.gpu.name}:1", "quantized_base=false")
+        )
     factors = calibration.factors(machine, recipe, plan.shape.parameters) if calibration else None
     slower, larger = factors or (1.0, 1.0)
     best: tuple[float, Shares, str] | None = None
@@ -137,7 +142,7 @@ def forecast(
         ways = sharer.ways(machine.count)
     for shares in ways:
         for choice in _choices(plan, machine, shares, larger):
-            seconds = seconds_per_step(plan, machine, shares, choice, larger) * slower
+            seconds = seconds_per_step(plan, machine, shares, choice, larger, attention) * slower
             if best is None or seconds < best[0]:
                 best = (seconds, shares, choice)
     if best is None:
@@ -273,6 +278,11 @@ def _remedies(plan: Plan, machine: Machine, calibration: Calibration | None, sha
     largest = max(GPUS.values(), key=lambda gpu: gpu.memory_gib)
     if machine.gpu.memory_gib < largest.memory_gib and fits(recipe, Machine(largest, machine.count)):
         found.append(f"{largest.name}:{machine.count}")
-    if not recipe.lora_rank and fits(recipe.with_(lora_rank=_RANK, float8=""), machine):
-        found.append(f"lora_rank={_RANK}" + (' float8=""' if recipe.float8 else ""))
+    plain = ' float8=""' if recipe.float8 else ""
+    rank = recipe.lora_rank or _RANK
+    if not recipe.lora_rank and fits(recipe.with_(lora_rank=rank, float8=""), machine):
+        found.append(f"lora_rank={rank}{plain}")
+    elif machine.count == 1 and not recipe.quantized_base:
+        if fits(recipe.with_(lora_rank=rank, float8="", quantized_base=True), machine):
+            found.append(("" if recipe.lora_rank else f"lora_rank={rank}{plain} ") + "quantized_base=true")
     return tuple(found) or ("a smaller max_length", "a smaller model")

@@ -24,6 +24,12 @@ WEIGHTS = "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _ADAPTER = ".default"
 """What peft calls an adapter that has no other name."""
+_NOT_PLAIN = (
+    "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "use_qalora",
+    "layer_replication", "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_bdlora",
+    "arrow_config", "velora_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
+"""Settings of peft under which an adapter is more, or else, than the product of two matrices."""
 
 
 def add_adapters(model: Any, recipe: TrainRecipe) -> None:
@@ -37,6 +43,25 @@ def add_adapters(model: Any, recipe: TrainRecipe) -> None:
         parameter.requires_grad_(is_adapter(name))
         if is_adapter(name):
             parameter.data = parameter.data.float()
+
+
+class _InInputsType(torch.nn.Linear):
+    """A matrix of an adapter that multiplies in the type of what it is given, whatever type it is kept in."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(input, self.weight.to(input.dtype))
+
+
+def compute_as_given(model: Any) -> None:
+    """Let adapters in fp32 multiply in the type that the model computes in, as sharding has it done where it does the
+    casts. By itself peft casts what comes in to fp32, once for each matrix, and all of that is kept for the backward
+    pass."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = False
+            for matrix in (*module.lora_A.values(), *module.lora_B.values()):
+                assert type(matrix) is torch.nn.Linear and matrix.bias is None, matrix
+                matrix.__class__ = _InInputsType
 
 
 def adapter_config(recipe: TrainRecipe, targets: list[str], base: str = "") -> LoraConfig:
@@ -90,24 +115,39 @@ class AdapterFile:
     """The adapters of a directory, to be added to a model's weights."""
 
     def __init__(self, directory: Path, read: Any) -> None:
-        """read: reads a safetensors file as a dict of tensors. Raises `ModelError` and `UsageError`."""
+        """read: reads a safetensors file as a dict of tensors, or raises `ModelError`. Raises that and `UsageError`."""
+        wanted = f"wanted: {CONFIG}, {WEIGHTS}"
         try:
             config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-            found = read(directory / WEIGHTS)
         except (OSError, ValueError) as error:
-            raise ModelError(f"{directory} holds no adapter: {error}", hint=f"wanted: {CONFIG}, {WEIGHTS}") from error
-        odd = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save")
-               if config.get(name)]  # fmt: skip
+            raise ModelError(f"{directory} holds no adapter: {error}", hint=wanted) from error
+        if not isinstance(config, dict):
+            raise ModelError(f"{directory / CONFIG} is no JSON object", hint=wanted)
+        odd = [name for name in _NOT_PLAIN if config.get(name)]
         if config.get("peft_type") != "LORA" or odd:
             what = ", ".join(odd) or f"peft_type {config.get('peft_type')}"
             raise UsageError(f"{directory}: only plain LoRA adapters can be merged, not {what}", hint="merge with peft")
-        self.base: str = config.get("base_model_name_or_path") or ""
-        rank = config["r"]
-        self.scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        found = read(directory / WEIGHTS)
+        self.base = str(config.get("base_model_name_or_path") or "")
+        """What the adapter calls its model."""
+        rank: Any = config.get("r")
+        alpha: Any = config.get("lora_alpha")
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+            raise ModelError(f"{directory / CONFIG}: r {rank!r} and lora_alpha {alpha!r} are no rank and no number")
+        self.scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         self._pairs: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in found.items():
-            layer, _, rest = name.removeprefix(_ROOT).partition(".lora_")
-            self._pairs.setdefault(f"{layer}.weight", {})[rest[0]] = tensor
+            layer, _, side = name.removeprefix(_ROOT).partition(".lora_")
+            if side not in ("A.weight", "B.weight") or tensor.dim() != 2:
+                raise ModelError(
+                    f"{directory / WEIGHTS}: {name!r} is no matrix of a LoRA adapter", hint="merge with peft"
+                )
+            self._pairs.setdefault(f"{layer}.weight", {})[side[0]] = tensor
+        for name, pair in self._pairs.items():
+            if pair.keys() != {"A", "B"} or (pair["A"].shape[0], pair["B"].shape[1]) != (rank, rank):
+                raise ModelError(f"{directory / WEIGHTS}: the adapter of {name} is no pair of the rank {rank}")
+        if not self._pairs:
+            raise ModelError(f"{directory / WEIGHTS} holds nothing")
         self.left = set(self._pairs)
         """Weights that have not been merged yet."""
 

@@ -118,8 +118,13 @@ def checkpoint_bytes(shape: ModelShape, recipe: TrainRecipe) -> float:
 def variant_of(recipe: TrainRecipe) -> str:
     """How layers run, as `recompute_policies.VARIANTS` has it."""
     if recipe.lora_rank:
-        return "adapters"
-    return "uncompiled" if not recipe.compile else "float8" if recipe.float8 else ""
+        return "adapters" if is_compiled(recipe) else "uncompiled adapters"
+    return "uncompiled" if not is_compiled(recipe) else "float8" if recipe.float8 else ""
+
+
+def is_compiled(recipe: TrainRecipe) -> bool:
+    """Whether layers are, on a GPU. The kernels for 4-bit weights are not for it."""
+    return recipe.compile and not recipe.quantized_base
 
 
 def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
@@ -129,7 +134,9 @@ def reduce_bytes(recipe: TrainRecipe, gpus: int) -> int:
 
 def gathered_bytes(shape: ModelShape, recipe: TrainRecipe, gpus: int) -> float:
     """Of one layer's weights as they are gathered; in 8 bits where each GPU has as many rows of a matrix
-    (`bide.train.float8_gather`)."""
+    (`bide.train.float8_gather`). 4-bit weights are not: each matrix is unpacked while it is multiplied."""
+    if recipe.quantized_base:
+        return float(COMPUTE_BYTES * max(rows * columns for rows, columns in shape.layer_matrices))
     matrices = shape.layer_matrices if recipe.float8 == "tensorwise" else ()
     in_8_bits = sum(rows * columns for rows, columns in matrices if rows % gpus == 0)
     return float(COMPUTE_BYTES * (shape.layer_parameters - in_8_bits) + in_8_bits)

@@ -13,7 +13,7 @@ from .checkpoints import write_atomically
 from .curve import Point
 from .forecast import Forecast, memory_of_steps
 from .gpus import Machine
-from .memory import GIB
+from .memory import GIB, is_compiled
 from .plan import Plan
 
 RECEIPT = "receipt.json"
@@ -211,12 +211,13 @@ def add_to_calibration(path: Path, receipt: Receipt, plan: Plan, machine: Machin
         Measurement(
             machine.gpu.name,
             machine.count,
-            recipe.compile,
+            is_compiled(recipe),
             recipe.float8,
             bool(recipe.lora_rank),
             seconds=told["time_ratio"] * seconds_factor,
             bytes=told["memory_ratio"] * bytes_factor,
             parameters=plan.shape.parameters,
+            quantized_base=recipe.quantized_base,
         )
     )
     known.write(path)

@@ -100,9 +100,20 @@ VARIANTS: dict[str, dict[str, Policy]] = {
             lambda w: 2 * w.intermediate + 3 * w.hidden,
         ),
     },
+    "uncompiled adapters": {  # what comes into a frozen matrix is kept for the adapter's gradient
+        "full": _changed("full", POLICIES["full"].kept, lambda w: 6 * w.intermediate + 9 * w.hidden),
+        "attention": _changed("attention", POLICIES["attention"].kept, lambda w: 6 * w.intermediate + 10 * w.hidden),
+        "matmuls": _changed(
+            "matmuls", lambda w: w.query + _outputs(w) + w.hidden, lambda w: 4 * w.intermediate + 7 * w.hidden
+        ),
+        "none": _changed(
+            "none",
+            lambda w: 2 * w.query + 2 * w.key + 5 * w.hidden + 4 * w.intermediate,
+            lambda w: 2 * w.intermediate + 2 * w.hidden,
+        ),
+    },
 }
-"""How layers run -> name -> policy, from the least memory to the most. Adapters that are not compiled count as
-compiled ones."""
+"""How layers run -> name -> policy, from the least memory to the most."""
 
 
 FIT = "fit"

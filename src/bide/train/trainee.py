@@ -151,6 +151,8 @@ def assemble(
     adapters = _adapters() if recipe.lora_rank else None
     if adapters:
         adapters.add_adapters(model, recipe)
+        if recipe.quantized_base:  # not sharded
+            adapters.compute_as_given(model)
     fitting = recompute.wrap_layers(decoder_layers(model), recomputed, compiled=use_compile)
     assert fitting is None or room is not None, recomputed
     trainee = Trainee(model)
