@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,12 @@ pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 
 from bide.cli import bide  # noqa: E402
+from bide.cli.train_run import _without_effect, run  # noqa: E402
+from bide.errors import MissingExtraError, UsageError  # noqa: E402
 from bide.train.checkpoints import load_checkpoint, newest  # noqa: E402
 from bide.train.curve import read_curve  # noqa: E402
 from bide.train.examples import load_examples  # noqa: E402
+from bide.train.gpus import parse_machine  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
 from bide.train.tokenizer import TrainTokenizer  # noqa: E402
 from bide.train.trainer import NotFiniteError  # noqa: E402
@@ -128,9 +133,23 @@ def test_two_processes_train_what_one_does(model: Path, rows: Path, whole: Path,
 
 def test_another_recipe_is_no_continuation(model: Path, rows: Path, whole: Path) -> None:
     done = train(model, rows, whole, code=2, learning_rate="5e-3")
-    assert "cannot be resumed" in str(done.exception)
+    assert f"the run in {whole} cannot be resumed: learning_rate: 0.01 on disk, 0.005 now" == str(done.exception)
     done = train(model, rows, whole, code=2, seed=7)
-    assert "plan_hash" in str(done.exception)
+    assert "resumed: seed: 42 on disk, 7 now; the steps: " in str(done.exception)
+
+
+def test_other_data_are_no_continuation(model: Path, rows: Path, tmp_path: Path) -> None:
+    train(model, rows, tmp_path / "run", "--steps=1")
+    other = tmp_path / "other.jsonl"
+    other.write_text(rows.read_text().replace("Let me", "Let us"))
+    hashes = [json.loads((tmp_path / "run" / "plan.json").read_text())["data"][:16]]
+    done = train(model, other, tmp_path / "run", code=2)
+    train(model, other, tmp_path / "other", "--steps=1")
+    hashes.append(json.loads((tmp_path / "other" / "plan.json").read_text())["data"][:16])
+    assert f"resumed: the data's tokens: {hashes[0]} on disk, {hashes[1]} now" in str(done.exception)
+    assert str(done.exception).endswith("now")  # other steps are no news then
+    (tmp_path / "run" / "plan.json").unlink()
+    assert "resumed: the steps: " in str(train(model, other, tmp_path / "run", code=2).exception)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -194,7 +213,51 @@ def test_a_finished_run_is_not_paid_for_twice(model: Path, rows: Path, whole: Pa
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     done = train(model, rows, whole)
     assert "6 of 6" in done.output and done.return_value == 0
+    assert done.stderr == f"nothing was trained: the run in {whole} is finished, and this is its receipt\n"
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+
+
+def test_what_has_no_effect_is_told(model: Path, rows: Path, tmp_path: Path) -> None:
+    quiet = train(model, rows, tmp_path / "quiet", "--steps=1")
+    assert "warning" not in quiet.stderr
+    options = ["--keep=1", f"--calibration={tmp_path / 'c.json'}", "--price=h100=2"]
+    done = train(model, rows, tmp_path / "run", "--steps=1", *options)
+    assert "warning: --keep without --save-every: " in done.stderr
+    assert "warning: --calibration, --price without effect: there is no forecast" in done.stderr
+    done = train(model, rows, tmp_path / "run", "--steps=7", "--save-every=6")
+    assert "warning: --steps 7 without effect: the plan has 6\n" in done.stderr
+    assert "warning: --save-every 6 without effect: the plan has 6 steps\n" in done.stderr
+
+
+def test_a_price_of_another_gpu_is_told() -> None:
+    options = {"keep": 1, "save_every": 0, "steps": None, "price_texts": ("h200=2",), "price_file": None}
+    ready: Any = SimpleNamespace(machine=parse_machine("h100:4"))
+    plan: Any = SimpleNamespace(steps=[None] * 6)
+    with run.make_context("run", ["--data=.", "--out=."]):
+        assert _without_effect(options, plan, ready) == ["--price h200 without effect: the GPUs are h100"]
+        options["price_texts"] = ("h200=2", "H100=1")
+        assert _without_effect(options, plan, ready) == []
+
+
+@pytest.mark.parametrize("more", [["--preset=s1"], ["--set=epochs=1"]])
+def test_a_plan_brings_its_recipe(model: Path, rows: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
+    command = ["train", "run", f"--plan={whole / 'plan.json'}", f"--data={rows}", f"--out={tmp_path / 'run'}"]
+    done = CliRunner().invoke(bide, [*command, "--device=cpu", *more], standalone_mode=False)
+    assert "--plan brings its recipe" in str(done.exception)
+    done = CliRunner().invoke(bide, [*command, "--device=cpu", "--steps=1"], standalone_mode=False)
+    assert done.exception is None and losses(tmp_path / "run") == losses(whole)[:1]
+
+
+def test_a_sink_that_is_not_there_is_told_before_anything_is_loaded(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bide.train.running.assemble", None)
+    with pytest.raises(UsageError, match="unknown curve sink 'paper'"):
+        train(model, rows, tmp_path / "run", "--sink=paper")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match="pip install"):
+        train(model, rows, tmp_path / "run", "--sink=tensorboard")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

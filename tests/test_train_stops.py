@@ -18,7 +18,7 @@ pytest.importorskip("tokenizers")
 resource = pytest.importorskip("resource", reason="limits of a process are tried")
 
 from bide.errors import ModelError, UsageError  # noqa: E402
-from bide.train import choosing, saving  # noqa: E402
+from bide.train import choosing, saving, trainer  # noqa: E402
 from bide.train.checkpoints import FOLDER, CheckpointError, newest  # noqa: E402
 from bide.train.memory import checkpoint_bytes  # noqa: E402
 from bide.train.model_files import shape_of  # noqa: E402
@@ -77,7 +77,7 @@ def step_of(checkpoint: Path | None) -> int:
 def test_a_killed_run_goes_on(model: Path, rows: Path, tmp_path: Path, number: signal.Signals) -> None:
     settings = {"epochs": 60}
     out, other = tmp_path / "killed", tmp_path / "whole"
-    process = start(arguments(model, rows, out, "--save-every=3", **settings))
+    process = start(arguments(model, rows, out, "--save-every=3", "--steps=170", **settings))
     wait_for_steps(out, 7, process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
@@ -86,8 +86,9 @@ def test_a_killed_run_goes_on(model: Path, rows: Path, tmp_path: Path, number: s
         assert process.returncode == -signal.SIGKILL
         assert 3 <= step <= len(losses(out)) and step % 3 == 0
     else:
-        assert process.returncode == 1, said  # stopped, and said so
-        assert step == len(losses(out)) < 180
+        assert process.returncode == 1, said  # though --steps was given: that step was not reached
+        assert step == len(losses(out)) < 170
+        assert said.endswith(f"stopped after step {step} of 180: the same command goes on\n")
     train(model, rows, out, f"--steps={step + 4}", **settings)
     train(model, rows, other, f"--steps={step + 4}", **settings)
     assert losses(out) == losses(other)
@@ -121,12 +122,73 @@ def test_a_signal_in_the_middle_of_a_write(
     assert len(list((out / FOLDER).iterdir())) == 1
 
 
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The file "stop" comes during each start's first step."""
+    step = trainer.Trainer._step
+
+    def stopped(self: Any, outcome: Any) -> Any:
+        (self.out / "stop").touch()
+        return step(self, outcome)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", stopped)
+
+
+@pytest.mark.usefixtures("stopping")
 def test_a_file_named_stop_stops_it(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = train(model, rows, out, "--steps=3")
+    assert done.return_value == 1 and done.stderr.endswith("stopped after step 1 of 6: the same command goes on\n")
+    assert len(losses(out)) == 1 and newest(out) is not None and not (out / "stop").exists()
+    done = train(model, rows, out, "--steps=2")
+    assert done.return_value == 0 and "going on from step 1 of 6\n" in done.stderr  # as far as was asked
+    assert "2 of 6 steps are done, --steps 2 asks for no more: without it" in done.stderr
+
+
+def test_a_stop_that_was_there_before_is_not_meant(model: Path, rows: Path, tmp_path: Path) -> None:
+    """Of a batch system that killed the run before it could stop, and has started it again."""
     out = tmp_path / "run"
     out.mkdir()
     (out / "stop").touch()
-    assert train(model, rows, out).return_value == 1
-    assert len(losses(out)) == 1 and newest(out) is not None and not (out / "stop").exists()
+    done = train(model, rows, out, "--steps=2")
+    assert done.return_value == 0 and len(losses(out)) == 2 and not (out / "stop").exists()
+    assert "removed the file 'stop', which was there before this start" in done.stderr
+
+
+@pytest.mark.usefixtures("stopping")
+def test_no_ending_leaves_a_stop(model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.Trainer, "_tensors", lambda _: {})
+    monkeypatch.setattr(trainer.math, "isfinite", lambda _: False)
+    with pytest.raises(trainer.NotFiniteError):
+        train(model, rows, tmp_path / "run")
+    assert not (tmp_path / "run" / "stop").exists()
+
+
+def test_the_curve_is_on_the_disk_before_a_checkpoint_of_its_steps(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that loses its power would leave a checkpoint that has more steps than the curve."""
+    done: list[str] = []
+    write = saving.write_checkpoint
+
+    def noted(run: Path, step: int, *rest: Any, **more: Any) -> Path:
+        done.append(f"write {step}")
+        return write(run, step, *rest, **more)
+
+    monkeypatch.setattr(saving, "write_checkpoint", noted)
+    monkeypatch.setattr(trainer, "sync", lambda path: done.append(f"{path.name} {len(losses(path.parent))}"))
+    train(model, rows, tmp_path / "run", "--save-every=1", "--no-save-async", "--steps=2")
+    assert done == ["curve.jsonl 1", "write 1", "curve.jsonl 2", "write 2"]
+
+
+def test_steps_without_a_checkpoint_are_told(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(model, rows, out, "--steps=2")
+    shutil.rmtree(out / FOLDER)
+    (out / "receipt.json").unlink()
+    done = train(model, rows, out, "--steps=1")
+    assert "there is no checkpoint of the 2 steps that curve.jsonl has: it begins anew" in done.stderr
+    assert len(losses(out)) == 1
 
 
 @pytest.mark.parametrize("how", ["--save-async", "--no-save-async"])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..errors import BideError, MissingExtraError, UsageError
 from ..train.curve import Point, deviation, draw, read_curve, read_reference
 from ..train.examples import Example, Report, load_examples
 from ..train.model_files import shape_of
 from ..train.plan import Plan
+from ..train.processes import first_speaks, leave_word, own_rank
 from ..train.recipe import PRESETS, load_recipe
 from .train_inputs import pairs, prices, tokenizer
 
@@ -82,7 +82,7 @@ ALARM = 0.25
     "--reference",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="A loss curve to draw beside this one: curve.jsonl, or a CSV with step and loss.",
+    help="A loss curve to draw beside this one: curve.jsonl, trainer_state.json, or a CSV of a tracker.",
 )
 @click.option("--sink", "sinks", multiple=True, metavar="NAME", help="tensorboard | wandb: show the curve there too.")
 @click.option("--prices", "price_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE")
@@ -99,22 +99,29 @@ def run(**options: Any) -> int:
     Several GPUs: torchrun --nproc-per-node 4 -m bide train run ... Ctrl-C, SIGTERM or a file named "stop" in the run's
     directory end it after the step under way, with a checkpoint. Ends with 1 if it was stopped.
     """
-    first = int(os.environ.get("RANK", 0)) == 0
+    rank = own_rank()
     try:
-        receipt = _run(options, first)
-    except BideError:
-        if first:
+        receipt = _run(options, first=rank == 0)
+    except BideError as error:
+        line = f"process {rank}: {error.one_line()}" if rank else error.one_line()
+        leave_word(line)
+        if not rank:
             raise
-        sys.exit(2)  # told once, by the first process
-    return 0 if receipt.finished or options["steps"] else 1
+        click.echo(f"bide: error: {line}", err=True)
+        sys.exit(2)
+    if receipt.finished or receipt.steps >= (options["steps"] or receipt.steps + 1):
+        return 0
+    leave_word(_stopped(receipt))
+    return 1
 
 
-def _run(options: dict[str, Any], first: bool) -> Receipt:
-    plan, examples, report = _inputs(options)
-    reference = read_reference(options["reference"]) if options["reference"] else {}
-    if options["save_async"] is not None and not options["save_every"]:
-        raise UsageError("--save-async and --no-save-async would have no effect without --save-every")
-    module = _running()
+def _run(options: dict[str, Any], *, first: bool) -> Receipt:
+    with first_speaks():
+        _check(options)
+        plan, examples, report = _inputs(options)
+        reference = read_reference(options["reference"]) if options["reference"] else {}
+        told_prices = prices(options["price_file"], options["price_texts"])
+        module = _running()
     settings = module.RunSettings(
         out=options["out"],
         device=options["device"],
@@ -128,20 +135,39 @@ def _run(options: dict[str, Any], first: bool) -> Receipt:
         export=not options["no_export"],
         sinks=tuple(options["sinks"]),
         calibration=options["calibration"],
-        prices=prices(options["price_file"], options["price_texts"]),
+        prices=told_prices,
     )
     shown = _Shown(reference)
+
+    def ready(ready: Ready) -> None:
+        shown.begun = True
+        _introduce(plan, report, ready, _without_effect(options, plan, ready))
+
     receipt: Receipt = module.execute(
         plan,
         examples,
         settings,
-        ready=lambda ready: _introduce(plan, report, ready),
+        ready=ready,
         tell=shown.step,
     )
     if first:
         shown.end()
         _conclude(options["out"], reference, receipt)
+        if word := _last_word(options, receipt, shown):
+            click.echo(word, err=True)
     return receipt
+
+
+def _check(options: dict[str, Any]) -> None:
+    if options["save_async"] is not None and not options["save_every"]:
+        raise UsageError("--save-async and --no-save-async would have no effect without --save-every")
+    if options["plan_file"] and (options["settings"] or _given("preset")):
+        raise UsageError("--plan brings its recipe: --preset and --set would have no effect")
+
+
+def _given(name: str) -> bool:
+    """Whether the option stands on the command line, with its default perhaps."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _inputs(options: dict[str, Any]) -> tuple[Plan, list[Example], Report]:
@@ -150,14 +176,12 @@ def _inputs(options: dict[str, Any]) -> tuple[Plan, list[Example], Report]:
         recipe = load_recipe(options["preset"]).with_settings(pairs(options["settings"], "--set"))
         recipe = recipe.with_(model=options["model"]) if options["model"] else recipe
     else:
-        if options["settings"] or options["preset"] != "s1":
-            raise UsageError("--plan brings its recipe: --preset and --set would have no effect")
         recipe = known.recipe.with_(model=options["model"]) if options["model"] else known.recipe
     examples, report = load_examples(options["data"], recipe, tokenizer(None, recipe))
     made = Plan.of_examples(examples, recipe, shape_of(recipe.model))
     if known is not None and known.hash != made.hash:
         raise UsageError(
-            f"{options['plan_file']} is not of this data: its hash is {known.hash[:12]}, the data's {made.hash[:12]}",
+            f"{options['plan_file']} is not of this data: its hash is {known.hash[:16]}, the data's {made.hash[:16]}",
             hint="make the plan anew, with --data",
         )
     return made, examples, report
@@ -172,8 +196,28 @@ def _running() -> Any:
         raise MissingExtraError(error.name, "train") from None
 
 
-def _introduce(plan: Plan, report: Report, ready: Ready) -> None:
-    lines = [f"warning: {text}" for text in report.warnings()] + list(ready.notes)
+def _without_effect(options: dict[str, Any], plan: Plan, ready: Ready) -> list[str]:
+    """What was asked for and changes nothing."""
+    found, last = [], len(plan.steps)
+    every, most = options["save_every"], options["steps"] or last
+    if _given("keep") and not every:
+        found.append("--keep without --save-every: no checkpoint is written but where the run is stopped")
+    if every >= last:
+        found.append(f"--save-every {every} without effect: the plan has {last} steps")
+    if most > last:
+        found.append(f"--steps {most} without effect: the plan has {last}")
+    priced = [text.partition("=")[0].lower() for text in options["price_texts"]]
+    if ready.machine is None:
+        asked = {"--calibration": options["calibration"], "--price": priced, "--prices": options["price_file"]}
+        if names := [name for name, value in asked.items() if value]:
+            found.append(f"{', '.join(names)} without effect: there is no forecast and no price for this device")
+    elif priced and ready.machine.gpu.name not in priced:
+        found.append(f"--price {', '.join(priced)} without effect: the GPUs are {ready.machine.gpu.name}")
+    return found
+
+
+def _introduce(plan: Plan, report: Report, ready: Ready, without_effect: list[str]) -> None:
+    lines = [f"warning: {text}" for text in (*report.warnings(), *without_effect)] + list(ready.notes)
     lines.append(
         f"{len(plan.tokens):,} examples, {len(plan.steps)} steps of {plan.recipe.batch_size}, plan {plan.hash[:16]}, "
         f"{ready.world.size} x {ready.world.device.type}, recompute {ready.recomputed}"
@@ -195,8 +239,9 @@ class _Shown:
     def __init__(self, reference: dict[int, float]) -> None:
         self._reference, self._points = reference, list[Point]()
         self._live = sys.stderr.isatty()
-        self._began = time.perf_counter()
         self._alarmed = False
+        self.begun = False
+        """Whether there was something to do."""
 
     def step(self, point: Point, plan: Plan) -> None:
         self._points.append(point)
@@ -238,3 +283,19 @@ def _conclude(out: Path, reference: dict[int, float], receipt: Receipt) -> None:
     for name, text in words.items():
         if (out / name).exists():
             click.echo(f"{text}: {out / name}")
+
+
+def _last_word(options: dict[str, Any], receipt: Receipt, shown: _Shown) -> str:
+    """How it ended, where the receipt does not say it."""
+    if receipt.finished:
+        if shown.begun:
+            return ""
+        return f"nothing was trained: the run in {options['out']} is finished, and this is its receipt"
+    if receipt.steps >= (wanted := options["steps"] or receipt.steps + 1):
+        done = f"{receipt.steps} of {receipt.steps_of_plan} steps are done, --steps {wanted} asks for no more"
+        return f"{done}: without it the same command goes on"
+    return _stopped(receipt)
+
+
+def _stopped(receipt: Receipt) -> str:
+    return f"stopped after step {receipt.steps} of {receipt.steps_of_plan}: the same command goes on"

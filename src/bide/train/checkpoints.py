@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from ..errors import BideError, ModelError, UsageError
+from ..errors import BideError, ModelError
 
 FOLDER = "checkpoints"
 _STATE = "state.json"
@@ -166,16 +166,6 @@ def load_checkpoint(checkpoint: Path, tensors: dict[str, Any]) -> None:
     except dcp.api.CheckpointException as error:
         reasons = {str(reason[0]) for reason in error.failures.values()}
         raise ModelError(f"{checkpoint} is of another model or recipe: {'; '.join(sorted(reasons))}") from error
-
-
-def check_same_run(facts: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Whether a checkpoint belongs to this run: `wanted` holds what must not differ. Raises `UsageError`."""
-    for name, value in wanted.items():
-        if facts.get(name) != value:
-            raise UsageError(
-                f"the run on disk has {name} {facts.get(name)!r}, this one {value!r}: it cannot be resumed",
-                hint="give the same data and recipe, or another --out",
-            )
 
 
 def sync(path: Path) -> None:

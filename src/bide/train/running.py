@@ -6,7 +6,8 @@ import contextlib
 import importlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,23 @@ import torch
 from .. import __version__
 from ..errors import BideError, ModelError, UsageError
 from .batches import Sample
-from .checkpoints import check_same_run, newest, read_facts, write_atomically
+from .checkpoints import newest, read_facts, write_atomically
 from .choosing import Ready, RunSettings, choose, device_name
-from .curve import Point, Sink, make_sink, read_curve
+from .curve import CURVE, Point, Sink, make_sink, read_curve
 from .determinism import deterministic
 from .export import export_adapter, export_model
 from .model_files import CONFIG_FILES, WEIGHT_FILES, model_directory
 from .plan import Plan
+from .processes import first_speaks
 from .receipt import RECEIPT, Receipt, add_to_calibration, make_receipt
 from .recipe import TrainRecipe
+from .same_run import check_same_run, differences, identity
 from .saving import Saver
 from .sharding import World, start_world
+from .stopping import STOP, remove_stop
 from .tokenizer import FILES as TOKENIZER_FILES
 from .trainee import Assembled, assemble, prepare_attention, read_config
-from .trainer import Outcome, Trainer, identity
+from .trainer import Outcome, Trainer
 
 MODEL = "model"
 ADAPTER = "adapter"
@@ -51,25 +55,33 @@ def execute(
 ) -> Receipt:
     """Run a plan on the processes that torchrun has started, or on one; go on where an earlier run stopped.
 
-    samples: as the plan numbers them. ready: called on the first process before the first step; tell: after each.
-    Every process gets the receipt. Raises what its parts raise, `UsageError` where the plan does not fit the machine.
+    samples: as the plan numbers them. ready: called on the first process before the first step, and not at all where
+    the run is finished; tell: after each step. Every process gets the receipt. Raises what its parts raise,
+    `UsageError` where the plan does not fit the machine, or the processes do not run the same.
     """
-    if (done := finished(settings.out, plan, settings.export)) is not None:
-        return done
-    recipe = plan.recipe
-    directory = model_directory(recipe.model, (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES))
-    with contextlib.ExitStack() as around:
+    with contextlib.ExitStack() as around, first_speaks():
         if settings.deterministic:
             on_gpu = settings.device == "cuda" or (settings.device is None and torch.cuda.is_available())
             around.enter_context(deterministic(on_gpu=on_gpu))
         world = around.enter_context(start_world(settings.device))
         if len(plan.tokens) != len(samples):
             raise UsageError(f"the plan is of {len(plan.tokens)} samples, the data has {len(samples)}")
+        _check_alike(world, _identity(plan) | _course(settings))
+        done = world.gather(finished(settings.out, plan, settings.export) if world.is_first else None)[0]
+        if done is not None:
+            assert isinstance(done, Receipt)
+            return done
+        recipe = plan.recipe
+        directory = model_directory(recipe.model, (*CONFIG_FILES, *WEIGHT_FILES, *TOKENIZER_FILES))
         _check_continuation(settings.out, plan)
         chosen = choose(plan, settings, world)
+        _check_alike(
+            world,
+            {"max_tokens": chosen.max_tokens, "recompute": chosen.recomputed, "attention": chosen.attention},
+        )
+        sinks = [around.enter_context(contextlib.closing(one)) for one in _sinks(settings, recipe.to_json(), world)]
         if world.is_first:
-            settings.out.mkdir(parents=True, exist_ok=True)
-            plan.save(settings.out / PLAN)
+            chosen = replace(chosen, notes=(*chosen.notes, *_begin(settings.out, plan)))
             if ready:
                 ready(chosen)
         world.barrier()
@@ -96,7 +108,7 @@ def execute(
                 max_tokens=chosen.max_tokens,
                 save_every=settings.save_every,
                 in_background=chosen.in_background,
-                sinks=_sinks(settings, recipe.to_json(), world),
+                sinks=sinks,
                 tell=tell,
                 stop_after=settings.stop_after,
                 deterministic=settings.deterministic,
@@ -145,7 +157,7 @@ def _keep_receipt(
     if world.is_first:
         receipt.save(settings.out)
         _keep_losses(settings.out / SAMPLE_LOSSES, samples, outcome.sample_losses)
-        if settings.calibration and machine and chosen.forecast_is_of_it and outcome.finished:
+        if settings.calibration and machine and chosen.calibrates and outcome.finished:
             add_to_calibration(settings.calibration, receipt, plan, machine)
     return receipt
 
@@ -179,17 +191,68 @@ def _saved(saver: Saver, chosen: Ready) -> dict[str, Any]:
 
 def _check_continuation(run: Path, plan: Plan) -> None:
     """Raises `UsageError` where the directory holds what another plan or recipe has trained, or a run that is over."""
-    mine = identity(plan.hash, plan.recipe.to_json())
     if (before := newest(run)) is not None:
         facts = read_facts(before)
-        check_same_run(identity(facts["plan_hash"], facts["recipe"]), mine)
+        check_same_run(run, _identity_on_disk(run, facts["plan_hash"], facts["recipe"]), _identity(plan))
     elif (run / RECEIPT).is_file():
         known = Receipt.load(run)
-        check_same_run(identity(known.plan_hash, known.recipe), mine)
+        check_same_run(run, _identity_on_disk(run, known.plan_hash, known.recipe), _identity(plan))
         if known.finished:
             raise UsageError(
                 f"the run in {run} is finished, but what it trained is not there any more, nor a checkpoint",
                 hint=f"another --out; or remove {RECEIPT} there, to train anew",
+            )
+
+
+def _begin(run: Path, plan: Plan) -> list[str]:
+    """Make the directory ready for this start. Returns what is to be told of it."""
+    run.mkdir(parents=True, exist_ok=True)
+    plan.save(run / PLAN)
+    notes = []
+    if remove_stop(run):
+        notes.append(f"removed the file {STOP!r}, which was there before this start")
+    if (before := newest(run)) is not None:
+        notes.append(f"going on from step {read_facts(before)['step']} of {len(plan.steps)}")
+    elif (run / CURVE).exists() and (lost := len(read_curve(run / CURVE))):
+        notes.append(f"there is no checkpoint of the {lost} steps that {CURVE} has: it begins anew")
+    return notes
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    return identity(plan.hash, plan.recipe.to_json(), plan.data)
+
+
+def _identity_on_disk(run: Path, plan_hash: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """With the data that `plan.json` tells of, where it is there."""
+    try:
+        known = Plan.load(run / PLAN)
+    except UsageError:
+        return identity(plan_hash, recipe)
+    return identity(plan_hash, recipe, known.data if known.hash == plan_hash else "")
+
+
+def _course(settings: RunSettings) -> dict[str, Any]:
+    """Where all processes must go on, save and stop together."""
+    before = newest(settings.out)
+    return {
+        "newest checkpoint": before and before.name,
+        "max_tokens": settings.max_tokens,
+        "save_every": settings.save_every,
+        "save_async": settings.save_async,
+        "stop_after": settings.stop_after,
+        "export": settings.export,
+        "deterministic": settings.deterministic,
+    }
+
+
+def _check_alike(world: World, mine: dict[str, Any]) -> None:
+    """Raises `UsageError`, on all processes, where one of them has something else than the first."""
+    first, *others = world.gather(mine)
+    for number, other in enumerate(others, start=1):
+        if found := differences(first, other, ("in process 0", f"in process {number}")):
+            raise UsageError(
+                f"process {number} does not run what process 0 runs: {found}",
+                hint="give all machines the same command, data, model and --out",
             )
 
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 STOP = "stop"
 """A file of this name in a run's directory stops the run after the step under way, as SIGTERM and Ctrl-C do."""
+
+
+def remove_stop(run: Path) -> bool:
+    """Remove the file: one that has been obeyed, or that an earlier start was killed over before it could obey. Returns
+    whether it was there."""
+    try:
+        (run / STOP).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

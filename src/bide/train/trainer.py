@@ -9,9 +9,10 @@ deterministic (`determinism`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ import torch
 from ..errors import BideError
 from .attention import Documents
 from .batches import PAD_MULTIPLE, Sample, make_batch
-from .checkpoints import check_same_run, load_checkpoint, newest, read_facts
+from .checkpoints import load_checkpoint, newest, read_facts, sync
 from .compiling import graphs_compiled
-from .curve import CurveFile, Point, Sink
+from .curve import CURVE, CurveFile, Point, Sink
 from .float8 import unscaled
 from .optimizer import learning_rate
 from .plan import Plan
-from .recipe import TrainRecipe
+from .same_run import check_same_run, identity
 from .saving import Saver
 from .self_test import check_isolation
 from .sharding import World
-from .stopping import STOP, signals_held
+from .stopping import STOP, remove_stop, signals_held
 from .trainee import Assembled
 
 
@@ -79,6 +80,7 @@ class Trainer:
     in_background: bool = False
     """Whether those are written while the training goes on."""
     sinks: Sequence[Sink] = ()
+    """On the first process. Who made them closes them."""
     tell: Callable[[Point, Plan], None] | None = None
     """Called on the first process after each step."""
     stop_after: int | None = None
@@ -139,10 +141,9 @@ class Trainer:
                 if outcome.finished:
                     self._end(outcome.step)
         finally:
-            for show in shows:
-                show.close()
-        if self.world.is_first:
-            (self.out / STOP).unlink(missing_ok=True)
+            if curve:
+                curve.close()
+                remove_stop(self.out)  # however it ends: the next start is not meant
         self._gather(outcome)
         return outcome
 
@@ -194,8 +195,11 @@ class Trainer:
     def save(self, step: int, *, in_background: bool = False) -> None:
         """A checkpoint of this moment."""
         write = self.saver.begin if in_background else self.saver.save
-        beside = {"deterministic_from": self._deterministic_from}
-        write(step, self._tensors(), identity(self.plan.hash, self.plan.recipe.to_json()) | beside)
+        if self.world.is_first:
+            with contextlib.suppress(OSError):  # a disk that fails fails the checkpoint, on all processes
+                sync(self.out / CURVE)  # a machine that dies must not leave fewer lines than the checkpoint has steps
+        facts = {"plan_hash": self.plan.hash, "recipe": self.plan.recipe.to_json()}
+        write(step, self._tensors(), facts | {"deterministic_from": self._deterministic_from})
 
     def _resume(self) -> int:
         found = self.world.gather(newest(self.out) if self.world.is_first else None)[0]
@@ -203,9 +207,8 @@ class Trainer:
             self._deterministic_from = 0 if self.deterministic else None
             return 0
         facts = read_facts(found)
-        check_same_run(
-            facts | identity(facts["plan_hash"], facts["recipe"]), identity(self.plan.hash, self.plan.recipe.to_json())
-        )
+        mine = identity(self.plan.hash, self.plan.recipe.to_json())
+        check_same_run(self.out, identity(facts["plan_hash"], facts["recipe"]), mine)
         load_checkpoint(found, self._tensors())
         self.made.weights_changed()
         step, since = int(facts["step"]), facts.get("deterministic_from")
@@ -283,11 +286,3 @@ class Trainer:
             mine = (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
             found = self.world.gather(mine)
             outcome.peak_gib, outcome.reserved_gib = (max(column) for column in zip(*found))
-
-
-def identity(plan_hash: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same when a run goes on. The number of processes need not. recipe: as JSON, of an older version
-    perhaps, which had fewer settings."""
-    free = ("name", "description", "recompute", "compile")
-    whole = TrainRecipe.from_json(recipe).to_json()
-    return {"plan_hash": plan_hash, "recipe": {k: v for k, v in whole.items() if k not in free}}
