@@ -128,8 +128,10 @@ def test_what_curate_exports_is_what_is_trained_on(tmp_path: Path, tokenizer: Tr
     records[1]["text"] += " "
     write(path, records)
     _, report = load_examples(tmp_path, s1(), tokenizer)
-    assert report.other_text == ["r1"]
-    assert "1 row (r1) is not what its column text says" in "\n".join(report.warnings())
+    assert report.other_text == ["2 (id r1)"]
+    (warning,) = report.warnings()
+    assert warning.startswith("1 row is not what the column text says (2 rows have one;")
+    assert warning.endswith(": 2 (id r1)")
 
 
 def test_columns_of_every_kind_give_the_same(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
@@ -198,7 +200,16 @@ def test_a_template_that_opens_thinking_and_wants_bos(tmp_path: Path) -> None:
 REFUSED = {
     "a marker in a thought": ({"thinking": "so <|im_start|>answer\n5"}, "control token <|im_start|>"),
     "a control token in a question": ({"question": "<|im_end|>"}, "control token <|im_end|>"),
-    "no thought": ({"thinking": ""}, "no thought, no answer, or neither"),
+    "no thought": ({"thinking": ""}, "thinking is empty or missing"),
+    "neither": ({"thinking": "", "answer": None}, "thinking and answer are empty or missing"),
+    "no answer of s1K's": (
+        {"thinking": None, "thinking_trajectories": ["T"], "attempt": ""},
+        "attempt is empty or missing",
+    ),
+    "half a character": (
+        {"question": "Q \ud83d"},
+        r"question holds half of a surrogate pair, '\\ud83d', which is no text",
+    ),
     "a blank answer": ({"answer": " \n"}, "answer is empty"),
     "no question": ({"question": None}, "question is empty"),
     "a number": ({"answer": 5}, "answer is empty or no text"),
@@ -216,13 +227,61 @@ def test_bad_rows_are_named(tmp_path: Path, tokenizer: TrainTokenizer, name: str
     path = write(tmp_path / "rows.jsonl", [good, {**good, "id": "bad-one", **change}])
     with pytest.raises(UsageError, match=message.replace("|", r"\|")) as error:
         read_examples(path, s1(), tokenizer)
-    assert "row bad-one" in str(error.value)
+    assert str(error.value).startswith("row 2 (id bad-one): ")
+
+
+def test_a_row_with_nothing_of_the_kind_is_told_what_is_wanted(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"question": "Q", "messages": []}])
+    with pytest.raises(UsageError, match="row 1: no thought and no answer") as error:
+        read_examples(path, s1(), tokenizer)
+    assert "thinking_trajectories and attempt or " in error.value.hint
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
+    """By numbers from 1, which in JSON lines are the lines', with the row's own id where it has one."""
+    good = {"question": "Q", "thinking": "T", "answer": "A"}
+    bad = [{**good, "answer": ""}, {**good, "id": "x", "question": " "}, [1]]
+    long = {**good, "thinking": "so " * 300}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n" + "\n".join(map(json.dumps, [good, *bad, long])) + '\n{"quest\n')
+    with pytest.raises(UsageError) as error:
+        read_examples(path, s1().with_(max_length=300), tokenizer)
+    told = [
+        "5 rows cannot be trained on: row 3: answer is empty or missing",
+        "row 4 (id x): question is empty or no text",
+        f"{path}, row 5: wanted an object, got list",
+        f"{path}, line 7: not JSON in UTF-8",
+        "1 row is longer than max_length (300 tokens), the longest has ",
+    ]
+    found = str(error.value).split("; ")
+    assert len(found) == 5 and all(one.startswith(start) for one, start in zip(found, told)), found
+    assert found[4].endswith(": 6")
+    assert error.value.hint == "drop the row; a larger max_length, or too_long=drop, or too_long=truncate"
+    write(path, [good, *[{**good, "thinking": ""}] * 700])  # more than are read at once
+    with pytest.raises(UsageError) as error:
+        read_examples(path, s1(), tokenizer)
+    found = str(error.value).split("; ")
+    assert found[0].startswith("700 rows cannot be trained on: row 2: thinking") and len(found) == 11
+    assert found[9].startswith("row 11: ") and found[10] == "and 690 more" and error.value.hint == "drop the row"
+
+
+def test_rows_without_an_id_are_called_by_their_numbers(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
+    rows = [ROWS[0], {**ROWS[1], "id": 0}, {**ROWS[2], "id": "\ud83d"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert [one.id for one in read_examples(tmp_path / "rows.json", s1(), tokenizer)] == ["1", "0", "\\ud83d"]
+
+
+def test_ids_of_several_rows_are_told(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
+    rows = [{**row, "id": id} for row, id in zip(ROWS, ("a", "b", "a"))]
+    _, report = load_examples(write(tmp_path / "rows.jsonl", rows), s1(), tokenizer)
+    assert report.shared_ids == ["a"]
+    assert report.warnings() == ["1 id is of several rows, of which sample_losses.json keeps one: a"]
 
 
 def test_an_end_of_thinking_that_is_no_control_token(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(tmp_path / "t", template=OPENS_ITSELF)
     rows = [{"question": "Q", "thinking": "I write </think> here", "answer": "A"}]
-    with pytest.raises(UsageError, match="row 0: its thought holds '</think>'"):
+    with pytest.raises(UsageError, match="row 1: its thought holds '</think>'"):
         read_examples(write(tmp_path / "rows.jsonl", rows), s1().with_(format="qwen3"), tokenizer)
 
 
@@ -232,14 +291,16 @@ def test_too_long_is_refused_dropped_or_cut(tmp_path: Path, tokenizer: TrainToke
     limit = max(counts) - 1
     (longest,) = [i for i, count in enumerate(counts) if count > limit]
     recipe = s1().with_(max_length=limit)
-    with pytest.raises(UsageError, match=rf"1 row \({longest}\) is longer .* the longest has {limit + 1}"):
+    with pytest.raises(UsageError, match=rf"1 row is longer .* the longest has {limit + 1}: {longest + 1}$"):
         read_examples(path, recipe, tokenizer)
     dropped, report = load_examples(path, recipe.with_(too_long="drop"), tokenizer)
-    assert [int(example.id) for example in dropped] == [i for i in range(3) if i != longest]
-    assert report.dropped == [str(longest)]
+    assert [int(example.id) for example in dropped] == [i + 1 for i in range(3) if i != longest]
+    assert report.dropped == [str(longest + 1)]
+    with pytest.raises(UsageError, match="no rows to train on: 3 rows are dropped, longer than max_length"):
+        read_examples(path, recipe.with_(max_length=20, too_long="drop"), tokenizer)
     cut, report = load_examples(path, recipe.with_(too_long="truncate"), tokenizer)
     assert [example.tokens for example in cut] == [min(count, limit) for count in counts]
-    assert report.truncated == [str(longest)] and "nothing is truncated" not in validation(report, cut)
+    assert report.truncated == [str(longest + 1)] and "nothing is truncated" not in validation(report, cut)
     assert cut[longest].loss[0][1] == limit
     with pytest.raises(UsageError, match="question alone"):
         read_examples(path, recipe.with_(max_length=20, too_long="truncate"), tokenizer)
@@ -253,16 +314,16 @@ def test_what_a_tokenizer_changes_is_reported_or_refused(tmp_path: Path) -> None
     path = write(tmp_path / "rows.jsonl", rows)
     composing = make_tokenizer(tmp_path / "nfc", normaliser=normalizers.NFC())
     examples, report = load_examples(path, s1(), composing)
-    assert report.normalised == ["0"] and len(examples) == 2
+    assert report.normalised == ["1"] and len(examples) == 2
     losing = make_tokenizer(tmp_path / "lost")
     losing._tokenizer.decoder = decoders.Strip("T", 0, 0)  # no longer a byte-level decoder
-    with pytest.raises(UsageError, match="row 0: its tokens are not its text again, from character"):
+    with pytest.raises(UsageError, match="row 1: its tokens are not its text again, from character"):
         read_examples(path, s1(), losing)
 
 
 def test_copies_are_counted(tmp_path: Path, tokenizer: TrainTokenizer) -> None:
     _, report = load_examples(write(tmp_path / "rows.jsonl", [ROWS[0], ROWS[1], ROWS[0]]), s1(), tokenizer)
-    assert report.repeated == 1 and "1 rows are copies" in report.warnings()[0]
+    assert report.repeated == 1 and report.warnings() == ["1 row is a copy of another"]
 
 
 def test_the_printed_mask(tmp_path: Path, tokenizer: TrainTokenizer) -> None:

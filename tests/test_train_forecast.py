@@ -22,7 +22,7 @@ from bide.train.gpus import GPUS, PRICES, Machine, parse_machine, read_prices
 from bide.train.lengths import law_lengths
 from bide.train.memory import GIB, limit, memory, most_tokens, state_bytes
 from bide.train.model_files import shape_of
-from bide.train.pace import ATTENTION_KEYS, ATTENTION_SHARE
+from bide.train.pace import ATTENTION
 from bide.train.plan import Plan
 from bide.train.recipe import TrainRecipe, s1, s1_1
 from bide.train.recompute_policies import POLICIES, VARIANTS
@@ -233,13 +233,54 @@ def test_time_of_three_measured_probes(tokens: int, recompute: str, compiled: bo
     assert forecast(plan, parse_machine("h200:4")).seconds_per_step == pytest.approx(seconds, rel=0.03)
 
 
+FIVE, EVEN = (9_109, 5_150, 3_900, 1_721, 1_100), (5_200,) * 4
+
+
 @pytest.mark.parametrize(
-    ("lengths", "milliseconds"), [((9_109, 5_150, 3_900, 1_721, 1_100), 11.40), ((20_992,), 28.41)]
+    ("backend", "lengths", "milliseconds", "within"),
+    [
+        ("cudnn", FIVE, 11.40, 0.02),
+        ("cudnn", (20_992,), 28.41, 0.02),
+        ("cudnn-repeated", FIVE, 13.24, 0.02),
+        ("varlen", FIVE, 15.87, 0.04),
+        ("varlen", EVEN, 13.60, 0.05),
+        ("varlen", (20_480,), 46.11, 0.04),
+        ("varlen-repeated", FIVE, 16.75, 0.04),
+    ],
 )
-def test_attention_of_two_measured_rows(lengths: tuple[int, ...], milliseconds: float) -> None:
-    """cuDNN on one H100, 40 heads of 128, forward and backward; within 2 %."""
-    flops = 7 * 5120 * (sum(n * n for n in lengths) + ATTENTION_KEYS * sum(lengths))
-    assert flops / (ATTENTION_SHARE * 989e9) == pytest.approx(milliseconds, rel=0.02)
+def test_attention_of_measured_rows(backend: str, lengths: tuple[int, ...], milliseconds: float, within: float) -> None:
+    """On one H100, 40 heads of 128, forward and backward."""
+    share, keys = ATTENTION[backend]
+    flops = 7 * 5120 * (sum(n * n for n in lengths) + keys * sum(lengths))
+    assert flops / (share * 989e9) == pytest.approx(milliseconds, rel=within)
+
+
+def test_the_attention_that_runs_is_counted() -> None:
+    plan, machine = plan_of(), parse_machine("h200:4")
+    found = {name: forecast(plan, machine, attention=name).seconds_per_step for name in ATTENTION}
+    assert found["cudnn"] < found["cudnn-repeated"] < found["varlen"] < found["varlen-repeated"]
+    assert found["cudnn"] == forecast(plan, machine).seconds_per_step
+    assert found["varlen"] < 1.1 * found["cudnn"], "attention is a small part of a 32B's step"
+
+
+def test_four_bits_are_for_one_gpu_and_not_compiled() -> None:
+    plan = plan_of(lora_rank=16, quantized_base=True)
+    for machine in ("h200:2", "h100:8"):
+        found = forecast(plan, parse_machine(machine))
+        assert not found.fits and "one GPU" in found.reason
+        assert found.remedies == (machine[:4] + ":1", "quantized_base=false")
+    alone = parse_machine("h200:1")
+    there = forecast(plan, alone)
+    as_plain = forecast(plan_of(lora_rank=16, compile=False), alone)
+    assert there.fits and there.seconds_per_step < as_plain.seconds_per_step * 1.001, (
+        "more room, so less is computed again"
+    )
+    measured_there = Measurement("h200", 1, False, "", True, 1.2, 1.0, quantized_base=True)
+    calibration = Calibration([measured_there])
+    assert forecast(plan, alone, calibration=calibration).factors == (1.2, 1.0)
+    assert forecast(plan_of(lora_rank=16, compile=False), alone, calibration=calibration).factors is None
+    for recipe, expected in (({}, "lora_rank=64 quantized_base=true"), ({"lora_rank": 64}, "quantized_base=true")):
+        assert expected in forecast(plan_of(**recipe), parse_machine("h100:1")).remedies
 
 
 def test_s1_on_4_h200_is_what_the_probes_project() -> None:
@@ -437,7 +478,7 @@ def test_the_printed_page(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_file_of_rows_from_tokens_to_price(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from test_train_examples import ROWS, make_tokenizer, write
+    from test_train_examples import ROWS, TEXTS, make_tokenizer, write
 
     data = write(tmp_path / "rows.jsonl", ROWS)
     make_tokenizer(tmp_path / "model")
@@ -446,7 +487,7 @@ def test_a_file_of_rows_from_tokens_to_price(capsys: pytest.CaptureFixture[str],
         "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 300,
     }))  # fmt: skip
     options = ["--data", str(data), "--model", str(tmp_path / "model"), "--set", "batch-size=2", "--set", "epochs=1"]
-    code, out, _ = run(capsys, *options, "--out", str(tmp_path / "plan.json"), "--show", "1")
+    code, out, _ = run(capsys, *options, "--out", str(tmp_path / "plan.json"), "--show", "2")
     assert code == 0 and "\x1b" not in out
     for line in ("3 rows, columns question, thinking_trajectories, attempt; 3 examples", "nothing is truncated",
                  "   - | <|im_start|>user", "loss | <|im_start|>think", "loss | 91 is 7 times",
@@ -458,6 +499,18 @@ def test_a_file_of_rows_from_tokens_to_price(capsys: pytest.CaptureFixture[str],
     assert code == 0 and json.loads(out)["plan"]["hash"] == plan.hash
     shape = json.loads(out)["shape"]
     assert (shape["layers"], shape["hidden"], shape["vocab"]) == (2, 64, 300)
+    assert "example" not in json.loads(out)
+    code, out, _ = run(capsys, *options, "--json", "--show", "2")
+    shown = json.loads(out)["example"]
+    (learned,) = shown["loss"]
+    assert (shown["number"], shown["id"], shown["text"]) == (2, "2", TEXTS[1])
+    assert learned["text"] == TEXTS[1][TEXTS[1].index("<|im_start|>think") :]
+    assert (learned["end"], learned["end"] - learned["start"]) == (shown["tokens"], shown["loss_tokens"])
+    code, out, _ = run(capsys, *options, "--show", "0")
+    assert code == 0 and "loss |" not in out
+    for number in ("-1", "4"):
+        code, _, err = run(capsys, *options, "--show", number)
+        assert code == 2 and f"there is no example {number}: the first is 1, the last 3" in err
 
 
 @pytest.mark.parametrize(
@@ -469,6 +522,11 @@ def test_a_file_of_rows_from_tokens_to_price(capsys: pytest.CaptureFixture[str],
         (["--lengths", "s1k", "--set", "epoch=1"], "unknown setting of a recipe 'epoch' (did you mean 'epochs'?"),
         (["--lengths", "s1k", "--out", "plan.json"], "--out needs --data"),
         (["--lengths", "s1k", "--set", "epochs"], "--set takes NAME=VALUE"),
+        (
+            ["--lengths", "s1k", "--set", "batch-size=2", "--set", "batch_size=3"],
+            "--set gives batch_size twice: '2' and '3'",
+        ),
+        (["--lengths", "s1k", "--price", "h200=2", "--price", "H200=3"], "--price gives h200 twice: 2 and 3"),
         (["--lengths", "s1k", "--preset", "s3"], "unknown recipe 's3'"),
         (["--lengths", "s1k", "--gpus", "h300:4"], "unknown GPU 'h300'"),
         (["--lengths", "s1k", "--price", "h200=x"], "--price takes NAME=USD"),

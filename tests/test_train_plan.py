@@ -254,13 +254,24 @@ def test_settings_are_checked_by_name_type_and_value() -> None:
         ({"recompute": "some"}, "unknown recompute policy"),
         ({"format": "s2"}, "unknown reasoning format"),
         ({"quantized_base": "true"}, "needs adapters"),
-        ({"lora_dropout": "0.1"}, "no effect without adapters"),
+        ({"lora_dropout": "0.1"}, "lora_dropout would have no effect without adapters"),
+        ({"lora_alpha": "99"}, "lora_alpha would have no effect without adapters"),
+        ({"lora_rank": "8", "weights": "bf16"}, "weights would have no effect under adapters"),
+        ({"lora_rank": "8", "weights": "fp32"}, "weights would have no effect under adapters"),
+        ({"too_long": "drop", "max_length": "none"}, "too_long would have no effect without max_length"),
+        ({"schedule": "constant", "min_learning_rate_ratio": "0.1"}, "the schedule is constant"),
+        ({"seed": "-1"}, "seed is from 0 to 4294967295"),
+        ({"seed": "18446744073709551616"}, "seed is from 0 to 4294967295"),
+        ({"system": "a \udcff"}, "system holds half of a surrogate pair or no UTF-8: 'a "),
+        ({"model": ""}, "model is a directory or a model of the hub"),
         ({"beta2": "1"}, "beta2 is from 0 to below 1"),
         ({"learning_rate": "nan"}, "learning_rate is above 0"),
         ({"max_length": "1"}, "max_length is at least 2"),
     ):
         with pytest.raises(UsageError, match=message):
             s1().with_settings(settings_)
+    assert s1().with_settings({"lora_rank": "8", "lora_alpha": "99"}).lora_alpha == 99
+    assert s1().with_(weights="bf16").with_settings({"lora_rank": "8"}).lora_rank == 8  # as a forecast proposes it
     assert s1().with_(learning_rate=1).learning_rate == 1
     for changes in ({"epochs": 2.0}, {"epochs": True}, {"compile": 1}, {"max_length": "5"}, {"model": None}):
         with pytest.raises(UsageError):
@@ -272,6 +283,11 @@ def test_a_recipe_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from bide.train.recipe import s1\n\ndef recipe():\n    return s1().with_(name='mine', epochs=2)\n")
     assert load_recipe(str(path)) == s1().with_(name="mine", epochs=2)
+    path.write_text(path.read_text().replace("epochs=2", "lora_rank=8"))
+    assert load_recipe(str(path)).lora_rank == 8
+    path.write_text(path.read_text().replace("lora_rank=8", "lora_rank=8, weights='bf16'"))
+    with pytest.raises(UsageError, match="weights would have no effect under adapters"):
+        load_recipe(str(path))
     path.write_text("def recipe():\n    return 5\n")
     with pytest.raises(UsageError, match=r"recipe\(\) returned int"):
         load_recipe(str(path))

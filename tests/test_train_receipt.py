@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from bide.errors import MissingExtraError, UnknownNameError, UsageError
+from bide.errors import UsageError
 from bide.train.calibration import Calibration
-from bide.train.curve import SMOOTHED, CurveFile, Point, deviation, draw, make_sink, read_curve, read_reference
+from bide.train.curve import SMOOTHED, CurveFile, Point, deviation, draw, read_curve, read_reference
 from bide.train.forecast import Forecast, forecast
 from bide.train.gpus import Machine, parse_machine
 from bide.train.memory import GIB
@@ -177,13 +177,60 @@ def test_a_curve_file_that_is_none(tmp_path: Path) -> None:
         read_curve(path)
 
 
-def test_references_are_read_as_trackers_export_them(tmp_path: Path) -> None:
-    path = tmp_path / "wandb.csv"
-    path.write_text('"Step","s1 - train/loss","s1 - train/loss__MIN"\n1,0.5,0.4\n2,,\n3,0.25,0.2\n')
+REFERENCES = {
+    "wandb.csv": '"Step","s1 - train/loss","s1 - train/loss__MIN"\n1,0.5,0.4\n2,,\n3,0.25,0.2\n',
+    "evaluated.csv": "step,eval/loss,train/loss,loss\n1,9,0.5,7\n2,9,NaN,7\n3,9,0.25,7\n",
+    "summed.csv": "\ufeff_step,eval_loss,train_loss\n1,9,0.5\n3,9,0.25\n",
+    "plain.csv": "global_step,val_loss,loss\n1,9,0.5\n2,9,inf\n3,9,0.3\n3,9,0.25\n",
+    "tensorboard.csv": "Wall time,Step,Value\n1700000000.5,1,0.5\n1700000009.5,3,0.25\n",
+    "trainer_state.json": json.dumps(
+        {
+            "global_step": 3,
+            "log_history": [
+                {"step": 1, "loss": 0.5, "learning_rate": 1e-5},
+                {"step": 2, "loss": math.nan},
+                {"step": 3, "eval_loss": 9.0},
+                {"step": 3, "loss": 0.25},
+                {"step": 3, "train_loss": 0.4},
+            ],
+        }
+    ),
+    "curve.jsonl": "\n".join(json.dumps(asdict(point(step, loss=loss))) for step, loss in ((1, 0.5), (3, 0.25))),
+}
+"""One curve in each form."""
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_references_are_read_as_they_are_exported(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(REFERENCES[name], encoding="utf-8")
     assert read_reference(path) == {1: 0.5, 3: 0.25}
-    path.write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match="no columns step and loss, but: a, b"):
-        read_reference(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("r.csv", "a,b\n1,2\n", "no columns step and loss, but: a, b"),
+        ("r.csv", "", "no columns step and loss, but: none"),
+        ("r.csv", "step,eval/loss\n1,2\n", "no columns step and loss, but: step, eval/loss"),
+        ("r.csv", "loss\n1\n", "no columns step and loss, but: loss"),
+        ("r.csv", "Step,a - loss,b - loss\n1,2,3\n", "several losses of a training: a - loss, b - loss"),
+        ("r.csv", "step,loss\n1,\n2,nan\n", "holds no step with a loss"),
+        ("r.csv", "step,loss\n1,2\n2,two\n", "row 2: step '2' with loss 'two'"),
+        ("r.csv", "step,loss\n,2\n", "row 1: step '' with loss '2'"),
+        ("r.csv", "step,loss\ninf,2\n", "row 1: step 'inf' with loss '2'"),
+        ("r.json", "[1]", "no log_history"),
+        ("r.json", '{"log_history": 5}', "no log_history"),
+        ("r.json", '{"log_history": [{"loss": 2}]}', "row 1: step None with loss 2"),
+        ("r.json", '{"log_history": [5]}', "holds no step with a loss"),
+        ("r.jsonl", "\xff", "is no text in UTF-8"),
+        ("r.csv", "\xff", "is no text in UTF-8"),
+    ],
+)
+def test_references_that_are_none(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(UsageError, match=message):
+        read_reference(tmp_path / name)
 
 
 def test_deviation_is_the_mean_of_the_last_steps_over_theirs() -> None:
@@ -203,16 +250,3 @@ def test_a_drawn_curve_falls_where_the_loss_does() -> None:
     assert lines[0].lstrip().startswith("1.970") and "● mine   · other" in lines[-1]
     assert all("●" not in line[10 + 25 :] for line in lines[:11])  # the second half is still to come
     assert draw([("none", {1: math.nan})]) == ""
-
-
-def test_sinks_are_known_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="tensorbord"):
-        make_sink("tensorbord", tmp_path, {})
-    try:
-        sink = make_sink("tensorboard", tmp_path, {"epochs": 1})
-    except MissingExtraError as error:
-        assert "pip install" in str(error)
-    else:
-        sink.add(point(1))
-        sink.close()
-        assert list((tmp_path / "tensorboard").iterdir())

@@ -21,6 +21,7 @@ from ..train.plan import Plan
 from ..train.plan_views import lengths_view, machine_view, mask, plan_view, table_view, validation
 from ..train.recipe import PRESETS, load_recipe
 from ..train.shapes import SHAPES
+from ..train.writing import Tokenizer
 from .train_inputs import pairs
 from .train_inputs import prices as read_prices
 from .train_inputs import tokenizer as read_tokenizer
@@ -65,7 +66,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--price", "price_texts", multiple=True, metavar="NAME=USD", help="The same for one kind.")
 @click.option("--calibration", type=_FILE, metavar="FILE", help="What earlier runs measured; corrects time and memory.")
 @click.option(
-    "--show", type=int, metavar="N", help="Print which tokens of example N carry loss; -1: of none. [default: 0]"
+    "--show",
+    type=int,
+    metavar="N",
+    help="Print which tokens of the Nth example carry loss; 0: of none. [default: 1; with --json 0]",
 )
 @click.option(
     "--out",
@@ -90,7 +94,7 @@ def plan(**options: Any) -> int:
     calibration = None if options["calibration"] is None else Calibration.read(options["calibration"])
     shape = shape_of(options["shape"] or recipe.model)
     examples: list[Example] = []
-    shown = -1
+    shown = 0
     report, tokenizer = Report(), None
     if options["data"] is None:
         for name in ("tokenizer", "show"):
@@ -104,21 +108,24 @@ def plan(**options: Any) -> int:
     else:
         tokenizer = read_tokenizer(options["tokenizer"], recipe)
         examples, report = load_examples(options["data"], recipe, tokenizer)
-        shown = options["show"] or 0
-        if shown >= len(examples):
-            raise UsageError(f"there is no example {shown}: the last is {len(examples) - 1}")
+        shown = int(not options["as_json"]) if options["show"] is None else options["show"]
+        if not 0 <= shown <= len(examples):
+            raise UsageError(f"there is no example {shown}: the first is 1, the last {len(examples)}")
         made = Plan.of_examples(examples, recipe, shape)
     if options["out"]:
         made.save(options["out"])
     asked = [forecast(made, machine, prices=prices, calibration=calibration) for machine in machines]
     rows = table(made, prices=prices, calibration=calibration)
     if options["as_json"]:
-        click.echo(json.dumps(_as_json(made, report, asked, rows)))
+        found = _as_json(made, report, asked, rows)
+        if tokenizer is not None and shown:
+            found["example"] = _learned(shown, examples[shown - 1], tokenizer)
+        click.echo(json.dumps(found))
     else:
         if examples:
             click.echo(validation(report, examples) + "\n")
-        if tokenizer is not None and shown >= 0:
-            click.echo(mask(examples[shown], tokenizer) + "\n")
+        if tokenizer is not None and shown:
+            click.echo(mask(examples[shown - 1], tokenizer) + "\n")
         click.echo(lengths_view(made.tokens) + "\n")
         click.echo(plan_view(made) + "\n")
         for one in asked:
@@ -127,6 +134,20 @@ def plan(**options: Any) -> int:
         if options["out"]:
             click.echo(f"\nwritten: {options['out']}")
     return 0 if all(one.fits for one in asked) else 1
+
+
+def _learned(number: int, example: Example, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Which tokens of an example carry loss: what `mask` prints."""
+    ids = example.token_ids.tolist()
+    texts = tokenizer.decode([ids, *(ids[start:end] for start, end in example.loss)])
+    return {
+        "number": number,
+        "id": example.id,
+        "tokens": example.tokens,
+        "loss_tokens": example.loss_tokens,
+        "text": texts[0],
+        "loss": [{"start": start, "end": end, "text": text} for (start, end), text in zip(example.loss, texts[1:])],
+    }
 
 
 def _as_json(plan: Plan, report: Report, asked: Sequence[Forecast], rows: Sequence[Forecast]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,10 @@ from ..errors import MissingExtraError, UsageError, unknown_name
 CURVE = "curve.jsonl"
 SMOOTHED = 9
 """Steps of the running mean that is compared with a reference."""
+_STEPS = ("step", "_step", "global_step", "train/global_step")
+_LOSSES = (("train/loss",), ("train_loss", "training_loss", "training loss"), ("loss",))
+"""What a column of the training's loss is called, the plainest first. A loss of an evaluation is never taken."""
+_TENSORBOARD = ["step", "value", "wall time"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,15 @@ SINKS: dict[str, str] = {
 
 
 def make_sink(name: str, run: Path, settings: dict[str, Any]) -> Sink:
-    """A sink by name. Raises `UnknownNameError`, and `MissingExtraError` where its package is not installed."""
+    """A sink by name. Raises `UnknownNameError`, `MissingExtraError` where its package is not installed, `UsageError`
+    where its tracker wants something else first."""
     if name not in SINKS:
         raise unknown_name("curve sink", name, SINKS)
     module, _, attribute = SINKS[name].partition(":")
     try:
         found: Sink = getattr(importlib.import_module(module), attribute)(run, settings)
-    except ImportError as error:
-        raise MissingExtraError(error.name or name, "train") from error
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or name).partition(".")[0], name) from error  # extras have the sinks' names
     return found
 
 
@@ -93,34 +99,83 @@ def read_curve(path: Path) -> list[Point]:
     """A curve file. A last line that a kill has cut is left out. Raises `UsageError` for what is no curve."""
     found = []
     names = {field.name for field in fields(Point)}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if number == len(lines) - 1 and not line.endswith("\n"):
-            break
+    lines = _text(path).splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             found.append(Point(**{name: row[name] for name in names}))
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{path}, line {number + 1}: not a step of a curve ({error!r})") from error
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise UsageError(f"{path}, line {number}: not a step of a curve ({error!r})") from error
     return found
 
 
 def read_reference(path: Path) -> dict[int, float]:
-    """Step -> loss, of a curve file of bide, or of a CSV with the columns step and loss (or train/loss), as trackers
-    export it. Raises `UsageError`."""
+    """Step -> loss of the training, of a file that bide or a tracker wrote: bide's `curve.jsonl`, Hugging Face's
+    `trainer_state.json`, or a CSV with columns of steps and losses, as Weights & Biases and TensorBoard export it.
+
+    Of rows of one step the last counts; those whose loss is empty or not finite are left out. Raises `UsageError` for
+    a file that holds no such curve, or several.
+    """
     if path.suffix == ".jsonl":
-        return {point.step: point.loss for point in read_curve(path)}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    steps = next((name for name in columns if name.lower() in ("step", "global_step", "train/global_step")), None)
-    losses = next((name for name in columns if name.lower().endswith("loss")), None)
-    if steps is None or losses is None:
-        raise UsageError(f"{path} has no columns step and loss, but: {', '.join(columns) or 'none'}")
+        rows: Iterable[tuple[int, Any, Any]] = ((n, p.step, p.loss) for n, p in enumerate(read_curve(path), start=1))
+    elif path.suffix == ".json":
+        rows = _logged(path)
+    else:
+        rows = _columns_of(path)
+    found = {}
+    for number, step, loss in rows:
+        try:
+            value = math.nan if loss in ("", None) else float(loss)
+            if math.isfinite(value):
+                found[int(float(step))] = value
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"{path}, row {number}: step {step!r} with loss {loss!r}: {error}") from error
+    if not found:
+        raise UsageError(f"{path} holds no step with a loss")
+    return found
+
+
+def _logged(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    """Of transformers' trainer: losses of the training stand under "loss", those of an evaluation under others."""
     try:
-        return {int(float(row[steps])): float(row[losses]) for row in rows if row[losses]}
-    except ValueError as error:
+        history = list(json.loads(_text(path))["log_history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} has no log_history, as a trainer_state.json has", hint="a curve.jsonl, or a CSV"
+        ) from error
+    for number, row in enumerate(history, start=1):
+        if isinstance(row, dict) and "loss" in row:
+            yield number, row.get("step"), row["loss"]
+
+
+def _columns_of(path: Path) -> Iterator[tuple[int, Any, Any]]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(_text(path), newline="")))
+    except csv.Error as error:
         raise UsageError(f"{path}: {error}") from error
+    columns = [name for name in (rows[0] if rows else ()) if name]
+    plain = {name: name.rpartition(" - ")[2].strip().lower() for name in columns}  # without the run's name
+    steps = next((name for name in columns if plain[name] in _STEPS), None)
+    losses = next((found for names in _LOSSES if (found := [name for name in columns if plain[name] in names])), [])
+    if sorted(plain.values()) == _TENSORBOARD:  # of one tag, which the file does not name
+        losses = [name for name in columns if plain[name] == "value"]
+    listed = ", ".join(columns) or "none"
+    if steps is None or not losses:
+        raise UsageError(
+            f"{path} has no columns step and loss, but: {listed}", hint="name the training's loss train/loss"
+        )
+    if len(losses) > 1:
+        raise UsageError(f"{path} has several losses of a training: {', '.join(losses)}", hint="leave one in the file")
+    return ((number, row[steps], row[losses[0]]) for number, row in enumerate(rows, start=1))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text in UTF-8: {error}") from error
 
 
 def deviation(points: Sequence[Point], reference: dict[int, float]) -> float | None:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .recipe import TrainRecipe
-from .rows import read_rows
+from .rows import Faults, read_rows
 from .writing import Tokenizer, Writer, Written
 
 _AT_ONCE = 256
 _NAMED = 5
-"""Rows that a refusal names."""
+"""Rows that a sentence names."""
+_TOLD = 10
+"""Faults of rows that a refusal tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +55,44 @@ class Report:
     rows: int = 0
     columns: tuple[str, ...] = ()
     dropped: list[str] = field(default_factory=list)
-    """Ids above the recipe's `max_length`."""
+    """Rows above the recipe's `max_length`: numbers from 1, with their ids, as the other lists of rows."""
     truncated: list[str] = field(default_factory=list)
     repeated: int = 0
     """Rows whose whole text another row has."""
+    shared_ids: list[str] = field(default_factory=list)
+    """Ids that several examples have."""
     other_text: list[str] = field(default_factory=list)
-    """Ids whose own column "text" is not what the recipe makes of the row."""
+    """Rows whose own column "text" is not what the recipe makes of them."""
     compared_text: int = 0
     """Rows that have such a column."""
     normalised: list[str] = field(default_factory=list)
-    """Ids whose text the tokenizer changes before it cuts it (Unicode NFC, for Qwen's)."""
+    """Rows whose text the tokenizer changes before it cuts it (Unicode NFC, for Qwen's)."""
 
     def warnings(self) -> list[str]:
         """One line each."""
         found = []
         if self.dropped:
-            found.append(f"{_some(self.dropped)} dropped: longer than max_length")
+            found.append(f"{_are(len(self.dropped))} dropped, longer than max_length: {_some(self.dropped)}")
         if self.truncated:
-            found.append(f"{_some(self.truncated)} cut to max_length: their answers are not learned")
+            found.append(
+                f"{_are(len(self.truncated))} cut to max_length, the ends of answers are not learned: "
+                f"{_some(self.truncated)}"
+            )
         if self.normalised:
-            found.append(f"{_some(self.normalised)} normalised by the tokenizer (Unicode)")
+            found.append(
+                f"{_are(len(self.normalised))} normalised by the tokenizer (Unicode): {_some(self.normalised)}"
+            )
         if self.repeated:
-            found.append(f"{self.repeated} rows are copies of others")
+            found.append(f"{_are(self.repeated, 'a copy of another', 'copies of others')}")
+        if self.shared_ids:
+            found.append(
+                f"{_are(len(self.shared_ids), noun='id')} of several rows, of which sample_losses.json keeps one: "
+                f"{_some(self.shared_ids)}"
+            )
         if self.other_text:
             found.append(
-                f"{_some(self.other_text)} not what its column text says ({self.compared_text} rows have one): another "
-                "recipe, or another version of it, made that"
+                f"{_are(len(self.other_text))} not what the column text says ({self.compared_text} rows have one; "
+                f"another recipe, or another version of it, made that): {_some(self.other_text)}"
             )
         return found
 
@@ -92,63 +106,93 @@ def load_examples(path: Path, recipe: TrainRecipe, tokenizer: Tokenizer) -> tupl
     """The examples of `path`, and what was found on the way.
 
     Every row is checked: its columns are there and not empty, no text of it holds a marker of the format or a control
-    token, its ids are its text again when decoded. Raises `UsageError` naming the rows where that is not so, and for
-    rows longer than `max_length` unless the recipe drops or truncates them.
+    token, its ids are its text again when decoded. Raises `UsageError` naming the rows where that is not so, all
+    together, and those longer than `max_length` unless the recipe drops or truncates them.
     """
     report = Report()
     examples: list[Example] = []
+    faults: Faults = []
     too_long: list[tuple[str, int]] = []
     seen: Counter[bytes] = Counter()
     writer = Writer(recipe, tokenizer)
-    rows = iter(read_rows(path))
+    rows = read_rows(path, faults)
     while batch := list(islice(rows, _AT_ONCE)):
         written = []
-        for row in batch:
-            one = writer.write(row, report.rows)
-            _note(report, one)
-            seen[hashlib.sha256(one.text.encode(errors="surrogatepass")).digest()] += 1
+        for number, row in batch:
+            report.rows += 1
+            try:
+                one = writer.write(row, number)
+                _note(report, one)
+            except UsageError as fault:
+                faults.append((number, fault))
+                continue
+            seen[hashlib.sha256(one.text.encode()).digest()] += 1
             written.append(one)
         heads = tokenizer.encode([one.head for one in written])
         replies = tokenizer.encode([one.reply for one in written])
-        _check_round_trip(written, heads, replies, tokenizer, report)
-        for one, head, reply in zip(written, heads, replies):
+        decoded = tokenizer.decode([head + reply for head, reply in zip(heads, replies)])
+        for one, head, reply, text in zip(written, heads, replies, decoded):
             ids = array("i", head + reply)
-            if recipe.max_length is not None and len(ids) > recipe.max_length:
-                if recipe.too_long == "refuse":
-                    too_long.append((one.id, len(ids)))
-                elif recipe.too_long == "drop":
-                    report.dropped.append(one.id)
-                    continue
+            above = recipe.max_length is not None and len(ids) > recipe.max_length
+            try:
+                _check_round_trip(one, text, tokenizer, report)
+                if above and recipe.too_long == "refuse":
+                    too_long.append((one.label, len(ids)))
+                elif above and recipe.too_long == "drop":
+                    report.dropped.append(one.label)
                 else:
-                    report.truncated.append(one.id)
-                    del ids[recipe.max_length :]
-            if len(ids) <= len(head):
-                raise UsageError(f"row {one.id}: its question alone fills max_length", hint="too_long=drop")
-            examples.append(Example(one.id, ids, ((len(head), len(ids)),)))
+                    if above:
+                        report.truncated.append(one.label)
+                        del ids[recipe.max_length :]
+                    if len(ids) <= len(head):
+                        raise UsageError(f"row {one.label}: its question alone fills max_length", hint="too_long=drop")
+                    examples.append(Example(one.id, ids, ((len(head), len(ids)),)))
+            except UsageError as fault:
+                faults.append((one.number, fault))
+    _refuse(faults, too_long, recipe)
+    if not examples:
+        why = f": {_are(len(report.dropped))} dropped, longer than max_length" if report.dropped else ""
+        raise UsageError(f"{path} holds no rows to train on{why}")
     report.repeated = sum(count - 1 for count in seen.values())
+    report.shared_ids = [id for id, count in Counter(example.id for example in examples).items() if count > 1]
+    return examples, report
+
+
+def _refuse(faults: Faults, too_long: Sequence[tuple[str, int]], recipe: TrainRecipe) -> None:
+    """Raises `UsageError`, one for all, unless there is nothing to refuse."""
+    faults = sorted(faults, key=lambda one: one[0])
+    found = [fault for _, fault in faults[:_TOLD]]
+    if faults[_TOLD:]:
+        found.append(UsageError(f"and {len(faults) - _TOLD:,} more"))
     if too_long:
         longest = max(count for _, count in too_long)
-        raise UsageError(
-            f"{_some([name for name, _ in too_long])} longer than max_length ({recipe.max_length:,} tokens), the "
-            f"longest has {longest:,}",
-            hint="a larger max_length, or too_long=drop, or too_long=truncate",
+        found.append(
+            UsageError(
+                f"{_are(len(too_long))} longer than max_length ({recipe.max_length:,} tokens), the longest has "
+                f"{longest:,}: {_some([label for label, _ in too_long])}",
+                hint="a larger max_length, or too_long=drop, or too_long=truncate",
+            )
         )
-    if not examples:
-        raise UsageError(f"{path} holds no rows to train on")
-    return examples, report
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        hints = dict.fromkeys(one.hint for one in found if one.hint)
+        raise UsageError(
+            f"{len(faults) + len(too_long):,} rows cannot be trained on: {'; '.join(map(str, found))}",
+            hint="; ".join(hints),
+        )
 
 
 def _note(report: Report, one: Written) -> None:
     if report.columns and report.columns != one.columns:
         raise UsageError(
-            f"row {one.id}: its text is in {', '.join(one.columns)}; rows before it have {', '.join(report.columns)}"
+            f"row {one.label}: its text is in {', '.join(one.columns)}; rows before it have {', '.join(report.columns)}"
         )
-    report.rows += 1
     report.columns = one.columns
     if one.own_text is not None:
         report.compared_text += 1
         if one.own_text != one.text:
-            report.other_text.append(one.id)
+            report.other_text.append(one.label)
 
 
 def data_hash(examples: Sequence[Example]) -> str:
@@ -164,29 +208,27 @@ def data_hash(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _check_round_trip(
-    written: Sequence[Written],
-    heads: list[list[int]],
-    replies: list[list[int]],
-    tokenizer: Tokenizer,
-    report: Report,
-) -> None:
-    decoded = tokenizer.decode([head + reply for head, reply in zip(heads, replies)])
-    for one, text in zip(written, decoded):
-        whole = one.text
-        if text != whole:
-            if text == tokenizer.normalised(whole):
-                report.normalised.append(one.id)
-                continue
-            place = next((i for i, (a, b) in enumerate(zip(text, whole)) if a != b), min(len(text), len(whole)))
-            raise UsageError(
-                f"row {one.id}: its tokens are not its text again, from character {place} on: "
-                f"{text[place : place + 20]!r} for {whole[place : place + 20]!r}",
-                hint="the tokenizer is not of this model, or its decoder loses text",
-            )
+def _check_round_trip(one: Written, text: str, tokenizer: Tokenizer, report: Report) -> None:
+    """text: that of its tokens."""
+    whole = one.text
+    if text == whole:
+        return
+    if text == tokenizer.normalised(whole):
+        report.normalised.append(one.label)
+        return
+    place = next((i for i, (a, b) in enumerate(zip(text, whole)) if a != b), min(len(text), len(whole)))
+    raise UsageError(
+        f"row {one.label}: its tokens are not its text again, from character {place} on: "
+        f"{text[place : place + 20]!r} for {whole[place : place + 20]!r}",
+        hint="the tokenizer is not of this model, or its decoder loses text",
+    )
+
+
+def _are(count: int, one: str = "", many: str = "", noun: str = "row") -> str:
+    """ "3 rows are", "1 row is", and what they are."""
+    return f"{count:,} {noun}s are {many}".rstrip() if count > 1 else f"{count} {noun} is {one}".rstrip()
 
 
 def _some(names: Sequence[str]) -> str:
-    """ "3 rows (a, b, c) are", for a sentence."""
-    listed = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return f"{len(names)} row{'s' if len(names) > 1 else ''} ({listed}) {'are' if len(names) > 1 else 'is'}"
+    """The first of them."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

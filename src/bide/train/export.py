@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..errors import ModelError, UsageError
+from ..errors import BideError, ModelError, UsageError
 from ..formats import FORMATS
 from .checkpoints import sync
+from .model_files import WEIGHT_FILES, model_directory
 from .recipe import TrainRecipe
 from .sharding import World, whole
 
@@ -28,6 +29,8 @@ SHARD_BYTES = 4 << 30
 _INDEX = "model.safetensors.index.json"
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PART = ".part"
+_WORDS = (".json", ".txt", ".jinja", ".model", ".tiktoken")
+"""Suffixes of config, tokenizer and templates."""
 
 
 def export_model(model: Any, base: Path, out: Path, recipe: TrainRecipe, world: World) -> None:
@@ -62,7 +65,7 @@ def export_adapter(model: Any, base: Path, out: Path, recipe: TrainRecipe, world
         tensors = adapters.adapter_tensors((name, full.cpu().contiguous()) for name, full in named)
         save_file(tensors, str(written.part / adapters.WEIGHTS), metadata={"format": "pt"})
         targets = sorted({name.partition(".lora_")[0].rpartition(".")[2] for name, _ in named})
-        adapters.adapter_config(recipe, targets, str(base)).save_pretrained(str(written.part))
+        adapters.adapter_config(recipe, targets, _base_name(recipe, base)).save_pretrained(str(written.part))
         _copy_words(base, written.part, recipe)
         _replace(written.part, out)
 
@@ -70,20 +73,48 @@ def export_adapter(model: Any, base: Path, out: Path, recipe: TrainRecipe, world
     written.agree()
 
 
-def merge_adapter(adapter: Path, base: Path | None, out: Path, adapters: Any) -> Path:
-    """Add an adapter to the weights of `base` (None: the directory that the adapter names), file by file.
+def _base_name(recipe: TrainRecipe, base: Path) -> str:
+    """What an adapter calls its model: a directory by its whole path, a model of the hub by its id, which others can
+    look up too."""
+    return str(base.resolve()) if Path(recipe.model).expanduser().is_dir() else recipe.model
 
-    Returns the base. adapters: the module `bide.train.lora`. Raises `ModelError` and `UsageError`.
+
+def merge_adapter(adapter: Path, base: Path | None, out: Path, adapters: Any) -> Path:
+    """Add an adapter to the weights of `base` (None: of the model that the adapter names, a directory or one of the
+    hub), file by file.
+
+    Returns the base. adapters: the module `bide.train.lora`. Raises `ModelError` and `UsageError`; then nothing is
+    left of it.
     """
-    found = adapters.AdapterFile(adapter, load_file)
-    home = base or Path(found.base)
-    if not str(base or found.base) or not home.is_dir():
-        raise UsageError(f"{home} is no directory with the model that the adapter belongs to", hint="give --base DIR")
+    found = adapters.AdapterFile(adapter, lambda path: dict(_tensors(path)))
     if out.exists():
         raise UsageError(f"{out} is there already", hint="another --out")
+    home = base or _named_base(found.base)
     part = out.with_name(out.name + _PART)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _merge(found, adapter, home, part)
+        _replace(part, out)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{out} could not be written: {error}", hint="make room, or another --out") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return home
+
+
+def _named_base(name: str) -> Path:
+    if not name:
+        raise UsageError("the adapter does not name its model", hint="give --base DIR")
+    try:
+        return model_directory(name, (*WEIGHT_FILES, *(f"*{suffix}" for suffix in _WORDS)))
+    except BideError as error:
+        raise ModelError(
+            f"the model that the adapter names, {name!r}, is not to be had: {error}", hint="give --base DIR"
+        ) from error
+
+
+def _merge(found: Any, adapter: Path, home: Path, part: Path) -> None:
     _copy_words(adapter, part, None)
     for path in weight_files(home):
         tensors = {name: found.merged(name, tensor) for name, tensor in _tensors(path)}
@@ -96,8 +127,6 @@ def merge_adapter(adapter: Path, base: Path | None, out: Path, adapters: Any) ->
     _copy_words(home, part, None, over=False)
     if (home / _INDEX).is_file():
         shutil.copyfile(home / _INDEX, part / _INDEX)
-    _replace(part, out)
-    return home
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -197,7 +226,7 @@ def _copy_words(source: Path, target: Path, recipe: TrainRecipe | None, *, over:
     """Config, tokenizer and templates: everything small that is neither weights nor a README. Under a recipe, with the
     chat template that was trained on."""
     for path in sorted(source.iterdir()):
-        small = path.is_file() and path.suffix in (".json", ".txt", ".jinja", ".model", ".tiktoken")
+        small = path.is_file() and path.suffix in _WORDS
         named = path.name.startswith("adapter_") or path.name.endswith(".index.json")
         if small and not named and (over or not (target / path.name).exists()):
             shutil.copyfile(path, target / path.name)

@@ -71,7 +71,7 @@ class TrainRecipe:
     """What becomes of a sample above `max_length`."""
     weights: Weights = "fp32"
     """Of the sharded weights and their gradients; layers compute in bf16 either way. "bf16": updated with stochastic
-    rounding."""
+    rounding. Not for adapters: those are fp32, and the model's own weights bf16."""
     moments: Moments = "bf16"
     """Of AdamW's two moments."""
     reduce: Reduce = "fp32"
@@ -99,10 +99,14 @@ class TrainRecipe:
             value, choices = getattr(self, name), get_args(kind)
             if choices and not _optional(kind) and value not in choices:
                 raise UsageError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+            if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+                raise UsageError(f"{name} holds half of a surrogate pair or no UTF-8: {value!a}")
         if self.format != PLAIN and self.format not in FORMATS:
             raise unknown_name("reasoning format", self.format, [*FORMATS, PLAIN])
         if self.recompute != AUTO:
             recompute_policies.parse(self.recompute, _MOST_LAYERS)
+        if not self.model:
+            raise UsageError("model is a directory or a model of the hub, not ''")
         for name, low in (("epochs", 1), ("batch_size", 1), ("lora_rank", 0)):
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is at least {low}, not {getattr(self, name)}")
@@ -123,8 +127,23 @@ class TrainRecipe:
             raise UsageError("quantized_base needs adapters: 4-bit weights cannot be trained", hint="set lora_rank")
         if self.float8 and self.lora_rank:
             raise UsageError("float8 does not go with adapters", hint="set one of float8 and lora_rank")
-        if self.lora_dropout and not self.lora_rank:
-            raise UsageError("lora_dropout would have no effect without adapters", hint="set lora_rank")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is from 0 to {2**32 - 1}, not {self.seed}")
+        self._check_effects()
+
+    def _check_effects(self) -> None:
+        """Raises `UsageError` for what others make a setting without effect."""
+
+        def changed(name: str) -> bool:
+            return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
+
+        for name in ("lora_alpha", "lora_dropout"):
+            if changed(name) and not self.lora_rank:
+                raise UsageError(f"{name} would have no effect without adapters", hint="set lora_rank")
+        if changed("too_long") and self.max_length is None:
+            raise UsageError("too_long would have no effect without max_length", hint="set max_length")
+        if changed("min_learning_rate_ratio") and self.schedule == "constant":
+            raise UsageError("min_learning_rate_ratio would have no effect: the schedule is constant")
 
     def with_(self, **changes: Any) -> TrainRecipe:
         """A copy with `changes`. Raises `UsageError` for an unknown name or a value of another type."""
@@ -137,7 +156,10 @@ class TrainRecipe:
     def with_settings(self, texts: Mapping[str, str]) -> TrainRecipe:
         """A copy with settings read from text, as a command line has them: {"epochs": "3", "max_length": "none"}.
         Raises `UsageError`."""
-        return self.with_(**{name: _read(name, text) for name, text in texts.items()})
+        found = self.with_(**{name: _read(name, text) for name, text in texts.items()})
+        if "weights" in texts and found.lora_rank:
+            raise _weights_of_adapters()
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """All settings by name."""
@@ -152,6 +174,13 @@ class TrainRecipe:
 _KINDS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(TrainRecipe).items() if name in TrainRecipe.__dataclass_fields__
 }
+
+
+def _weights_of_adapters() -> UsageError:
+    return UsageError(
+        "weights would have no effect under adapters: those are fp32, the model's own weights bf16",
+        hint="leave weights or lora_rank out",
+    )
 
 
 def _optional(kind: Any) -> bool:
@@ -240,4 +269,7 @@ PRESETS: dict[str, Callable[[], TrainRecipe]] = {"s1": s1, "s1.1": s1_1, "limo":
 
 def load_recipe(name: str) -> TrainRecipe:
     """A preset, or what `recipe()` in a Python file returns. Raises `UsageError`."""
-    return recipe_of(name, PRESETS, TrainRecipe, "bide_train_recipe")
+    found = recipe_of(name, PRESETS, TrainRecipe, "bide_train_recipe")
+    if found.lora_rank and found.weights != TrainRecipe().weights:
+        raise _weights_of_adapters()
+    return found

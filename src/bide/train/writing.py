@@ -47,7 +47,10 @@ class Tokenizer(Protocol):
 class Written:
     """A row as text."""
 
+    number: int
+    """In its file, from 1."""
     id: str
+    """Its own, or its number."""
     head: str
     """What is given."""
     reply: str
@@ -61,6 +64,11 @@ class Written:
     def text(self) -> str:
         """All of it."""
         return self.head + self.reply
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return _label(self.number, self.id)
 
 
 class Writer:
@@ -91,18 +99,17 @@ class Writer:
         self._special = tokenizer.special_texts
 
     def write(self, row: Mapping[str, Any], number: int) -> Written:
-        """Row `number` (from 0, its id if it has no other). Raises `UsageError`: a column is missing or empty, or a
-        text holds a marker of the format or a control token, which would not be text any more."""
-        name = str(row["id"]) if row.get("id") not in (None, "") else str(number)
+        """Row `number` (from 1, its id if it has no other). Raises `UsageError`: a column is missing or empty, or a
+        text is none, or holds a marker of the format or a control token, which would not be text any more."""
+        id = row.get("id")
+        id = str(number) if id in (None, "") else str(id).encode(errors="backslashreplace").decode()
+        name = _label(number, id)
         question = _text(row, "question", name)
         pair = next((pair for pair in COLUMNS if all(row.get(column) for column in pair)), None)
         columns: tuple[str, ...]
         if self.style is not None:
             if pair is None:
-                wanted = " or ".join(f"{thought} and {answer}" for thought, answer in COLUMNS)
-                raise UsageError(
-                    f"row {name}: no thought, no answer, or neither", hint=f"wanted: question, with {wanted}"
-                )
+                raise _lacking(row, name)
             columns = pair
             head, reply = self._with_markers(name, question, _text(row, pair[0], name), _text(row, pair[1], name))
         else:
@@ -111,7 +118,7 @@ class Writer:
                 raise UsageError(f"row {name}: no reply", hint=f"wanted: question, with {' or '.join(REPLY_COLUMNS)}")
             head, reply = self._plain(name, question, [_text(row, one, name) for one in columns])
         own = row.get("text")
-        return Written(name, head, reply, ("question", *columns), own if isinstance(own, str) and own else None)
+        return Written(number, id, head, reply, ("question", *columns), own if isinstance(own, str) and own else None)
 
     def _with_markers(self, name: str, question: str, thinking: str, answer: str) -> tuple[str, str]:
         style = self.style
@@ -157,10 +164,35 @@ class Writer:
                     raise UsageError(f"row {name}: a text of it holds the control token {marker}", hint="drop the row")
 
 
+def _label(number: int, id: str) -> str:
+    """ "3", or "3 (id abc)" where the row has an id of its own."""
+    return str(number) if id == str(number) else f"{number} (id {id})"
+
+
+def _lacking(row: Mapping[str, Any], name: str) -> UsageError:
+    """Which of a thought and an answer a row has not."""
+    pairs = [pair for pair in COLUMNS if any(column in row for column in pair)]
+    if not pairs:
+        wanted = " or ".join(f"{thought} and {answer}" for thought, answer in COLUMNS)
+        return UsageError(f"row {name}: no thought and no answer", hint=f"wanted: question, with {wanted}")
+    pair = max(pairs, key=lambda pair: (all(column in row for column in pair), any(map(row.get, pair))))
+    missing = " and ".join(column for column in pair if not row.get(column))
+    return UsageError(
+        f"row {name}: {missing} {'are' if ' and ' in missing else 'is'} empty or missing", hint="drop the row"
+    )
+
+
 def _text(row: Mapping[str, Any], column: str, name: str) -> str:
     value = row.get(column)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = "\n".join(value)  # s1K's thinking_trajectories
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"row {name}: {column} is empty or no text", hint="drop the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"row {name}: {column} holds half of a surrogate pair, {value[error.start]!a}, which is no text",
+            hint="drop the row",
+        ) from None
     return value
