@@ -35,14 +35,15 @@ from tiny_models import save_tokenizer  # noqa: E402
 
 ROWS = 64
 HALF = 4
-PLANS: dict[str, tuple[str, ...]] = {
-    "whole": ("--save-every=3",),
-    "stopped": (f"--steps={HALF}",),
-    "resumed": (),
-    "lora": ("--set=lora_rank=16", "--set=learning_rate=1e-4"),
-    "qlora": ("--set=lora_rank=16", "--set=learning_rate=1e-4", "--set=quantized_base=true"),
+LORA = {"lora_rank": 16, "learning_rate": 1e-4}
+PLANS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "whole": (("--save-every=3",), {}),
+    "stopped": ((f"--steps={HALF}",), {}),
+    "resumed": ((), {}),
+    "lora": ((), LORA),
+    "qlora": ((), {**LORA, "quantized_base": "true"}),
 }
-"""Name -> what a training is told beside the others."""
+"""Name -> what a training is told beside the others, and the settings of its recipe."""
 
 
 def main() -> None:
@@ -81,14 +82,18 @@ def report(options: argparse.Namespace, work: Path) -> None:
     if own.exitcode:
         raise SystemExit(f"no model was written: exit code {own.exitcode}")
     rows = save_rows(work / "rows.jsonl", options.seed, 0.01 if tiny else 1.0)
-    told = {"epochs": 2, "weights": "bf16", "seed": options.seed}
+    told: dict[str, Any] = {"epochs": 2, "weights": "bf16", "seed": options.seed}
     told |= dict(text.split("=", 1) for text in options.set)
-    base = [f"--model={model}", f"--data={rows}", *(f"--set={name}={value}" for name, value in told.items())]
-    base += ["--deterministic"] * options.deterministic
+    base = [f"--model={model}", f"--data={rows}", *["--deterministic"] * options.deterministic]
     for name in options.plans.split(","):
         run = work / ("stopped" if name == "resumed" else name)
         begin = time.monotonic()
-        code = train([*base, *PLANS[name], f"--out={run}"], options)
+        more, changed = PLANS[name]
+        settings = told | changed
+        if "lora_rank" in settings:
+            del settings["weights"]  # frozen ones are bf16
+        sets = [f"--set={key}={value}" for key, value in settings.items()]
+        code = train([*base, *sets, *more, f"--out={run}"], options)
         print(
             f"# {name}: exit code {code}, {time.monotonic() - begin:.1f} s with start, loading and export", flush=True
         )
