@@ -16,12 +16,12 @@ NAMES = {
 }  # fmt: skip
 EXTRAS = {
     "reasoning-gym", "lm-eval", "inspect", "transformers", "vllm", "serve", "eval", "curate", "train", "train-4bit",
-    "explore", "export", "test", "all",
+    "explore", "export", "tensorboard", "wandb", "test", "all",
 }  # fmt: skip
 
 
 def test_exported_names() -> None:
-    assert set(bide.__all__) == NAMES
+    assert set(bide.__all__) == set(bide._HOMES) == NAMES <= set(dir(bide))
     for name in NAMES:
         assert getattr(bide, name).__doc__ or isinstance(getattr(bide, name), dict), f"{name} has no docstring"
 
@@ -32,3 +32,8 @@ def test_extras() -> None:
         pytest.skip("not a source tree")
     data = tomllib.loads(project.read_text(encoding="utf-8"))
     assert set(data["project"]["optional-dependencies"]) == EXTRAS
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="'bide' has no attribute 'BudgetForcr'"):
+        bide.BudgetForcr  # type: ignore[attr-defined]  # noqa: B018
