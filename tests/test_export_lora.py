@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,20 @@ def test_an_adapter_of_peft_itself(exportable: Find, tmp_path: Path) -> None:
         assert np.allclose(adapter.change(module), change, atol=1e-5), module
 
 
+def test_the_base_model_is_found_in_the_hubs_cache(
+    exportable: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hub's own client lays it out: refs/main names a commit, snapshots/COMMIT holds the files."""
+    kept, commit = tmp_path / "hub" / "models--org--base", "0" * 40
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit)
+    shutil.copytree(exportable("qwen2"), kept / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(kept.parent))
+    adapter = save_adapter(tmp_path / "adapter", exportable("qwen2"), base_model_name_or_path="org/base")
+    made = export(Order(adapter, tmp_path / "out", (), "m", lora=True, check=False), lambda line: None)
+    assert made.adapter is not None and made.adapter.path.is_file()
+
+
 def test_only_the_adapter(exportable: Find, tmp_path: Path) -> None:
     """Without --gguf the base model is made for the check alone, and not kept."""
     adapter = save_adapter(tmp_path / "adapter", exportable("qwen2"))
@@ -137,7 +152,7 @@ def test_only_the_adapter(exportable: Find, tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"r": 8}, "no pair of rank 8"),
-        ({"base_model_name_or_path": "org/gone"}, "'org/gone' is no directory here"),
+        ({"base_model_name_or_path": "org/gone"}, "'org/gone' is neither a directory here nor in the hub's cache"),
     ],
 )
 def test_what_llama_cpp_has_no_word_for_is_refused(

@@ -74,7 +74,7 @@ def test_any_layout_is_a_partition_that_fits(items: list[tuple[int, int]], world
 
 
 def test_a_sample_longer_than_a_pack_is_refused() -> None:
-    with pytest.raises(UsageError, match="sample 1 of a step has 11 tokens, a pack holds 10"):
+    with pytest.raises(UsageError, match="sample 2 of a step has 11 tokens, a pack holds 10"):
         pack([1, 2], [5, 11], 2, 10)
     with pytest.raises(UsageError, match="number of GPUs"):
         pack([1], [1], 0)
@@ -220,9 +220,9 @@ def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_plans_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="no samples"):
         Plan.make([], s1(), QWEN)
-    with pytest.raises(UsageError, match="sample 1: 0 of 5 tokens carry loss"):
+    with pytest.raises(UsageError, match="sample 2: 0 of 5 tokens carry loss"):
         Plan.make([5, 5], s1(), QWEN, loss_lengths=[1, 0])
-    with pytest.raises(UsageError, match=r"sample 976 has [\d,]+ tokens, a pack holds 4,096"):
+    with pytest.raises(UsageError, match=r"sample 977 has [\d,]+ tokens, a pack holds 4,096"):
         S1K.layout(0, 4, 4096)
 
 

@@ -6,6 +6,7 @@ not made again; a file whose check is missing is checked only.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -144,8 +145,13 @@ def _base_directory(order: Order) -> Path:
     name = base_of(order.directory)
     if name and Path(name).is_dir():
         return Path(name)
+    if name.count("/") == 1 and not name.startswith("/"):
+        cached: Path | None = importlib.import_module("bide.models.hub").cached_snapshot(name)
+        if cached is not None:
+            return cached
     raise ModelError(
-        f"the adapter's base model {name!r} is no directory here", hint="name the directory that holds it: --base DIR"
+        f"the adapter's base model {name!r} is neither a directory here nor in the hub's cache",
+        hint="name the directory that holds it: --base DIR",
     )
 
 

@@ -50,7 +50,7 @@ def pack(
     for position, count in enumerate(tokens):
         if max_tokens is not None and count > max_tokens:
             raise UsageError(
-                f"sample {position} of a step has {count:,} tokens, a pack holds {max_tokens:,}",
+                f"sample {position + 1} of a step has {count:,} tokens, a pack holds {max_tokens:,}",
                 hint="more memory a GPU, or max_length",
             )
     if max_tokens is None or sum(tokens) <= world_size * max_tokens:

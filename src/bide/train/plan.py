@@ -75,7 +75,7 @@ class Plan:
             raise UsageError(f"{len(tokens)} lengths, but {len(loss)} counts of tokens with loss")
         for index, (count, carrying) in enumerate(zip(tokens, loss)):
             if not 0 < carrying <= count:
-                raise UsageError(f"sample {index}: {carrying} of {count} tokens carry loss", hint="drop it")
+                raise UsageError(f"sample {index + 1}: {carrying} of {count} tokens carry loss", hint="drop it")
         return cls(tokens, loss, _steps(len(tokens), recipe), recipe, shape, data)
 
     @classmethod
@@ -128,7 +128,7 @@ class Plan:
         if max_tokens is not None and max(tokens) > max_tokens:
             index = samples[tokens.index(max(tokens))]
             raise UsageError(
-                f"sample {index} has {self.tokens[index]:,} tokens, a pack holds {max_tokens:,}",
+                f"sample {index + 1} has {self.tokens[index]:,} tokens, a pack holds {max_tokens:,}",
                 hint="more GPUs, smaller states, or max_length",
             )
         costs = [self._costs[i] for i in samples]
