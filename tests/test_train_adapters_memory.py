@@ -1,4 +1,5 @@
-"""QLoRA's memory: the forecast against a step that runs, whose tensors are counted, on bitsandbytes' own layers."""
+"""Memory of layers under adapters that are not compiled: the forecast against a step that runs, whose tensors are
+counted; in 4 bits on bitsandbytes' own layers."""
 
 from __future__ import annotations
 
@@ -11,11 +12,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
-pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from bide.train import trainee  # noqa: E402
+from bide.train import recompute_policies, trainee  # noqa: E402
 from bide.train.batches import make_batch  # noqa: E402
 from bide.train.lora import is_adapter  # noqa: E402
 from bide.train.memory import GIB, memory, state_bytes  # noqa: E402
@@ -29,6 +29,7 @@ torch.set_num_threads(1)
 SHAPE = ModelShape("small", 4, 128, 2, 1, 64, 704, 64, False)
 """In the proportions of a 32B, of few words: the loss is no peak."""
 TOKENS = 1024
+RESIZE = torch.UntypedStorage.resize_
 
 
 class Sample:
@@ -50,6 +51,12 @@ class Counter(TorchDispatchMode):
             self.sizes[storage._cdata] = storage.nbytes()
             self.now += storage.nbytes()
             weakref.finalize(storage, self.forget, storage._cdata)
+
+    def resize(self, storage: Any, size: int) -> None:
+        RESIZE(storage, size)
+        if storage._cdata in self.sizes:
+            self.now += storage.nbytes() - self.sizes[storage._cdata]
+            self.sizes[storage._cdata] = storage.nbytes()
 
     def forget(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage)
@@ -85,14 +92,22 @@ def tensors_of(model: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize("bits", [4, 16])
 @pytest.mark.parametrize("choice", ["full", "attention", "matmuls", "none"])
-def test_a_step_takes_what_was_forecast(choice: str, model: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_takes_what_was_forecast(
+    choice: str, bits: int, dropout: float, model: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bits == 4:
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     config, directory = model
     monkeypatch.setitem(trainee.COMPUTE, "cpu", torch.bfloat16)
-    recipe = s1().with_(lora_rank=2, quantized_base=True, moments="bf16")
+    recipe = s1().with_(lora_rank=2, quantized_base=bits == 4, compile=False, moments="bf16", lora_dropout=dropout)
     with start_world("cpu") as world:
         made = trainee.assemble(config, recipe, world, weights=directory, recomputed=choice)
         counter = Counter()
+        # FSDP frees by this what it has gathered.
+        monkeypatch.setattr(torch.UntypedStorage, "resize_", lambda storage, size: counter.resize(storage, size))
         for tensor in tensors_of(made.model):
             counter.see(tensor)
         frozen = counter.now - sum(p.nbytes for name, p in made.model.named_parameters() if is_adapter(name))
@@ -103,6 +118,7 @@ def test_a_step_takes_what_was_forecast(choice: str, model: tuple[Any, Path], mo
                 for _ in range(2):
                     made.compute(make_batch([0], [Sample()], {0: 1.0}, world.device))
                 made.update(1e-5, made.gradient_norm(), 1.0)
+    monkeypatch.setattr(recompute_policies, "MASK", 1.0)  # a CPU's is of the layer's own type
     told = memory(SHAPE, recipe, 1, tokens=TOKENS, later=TOKENS, recompute=choice)
     assert counter.peak == pytest.approx(told.allocated, rel=0.04), (told.moment, told.parts)
     assert counter.peak < GIB
@@ -110,6 +126,7 @@ def test_a_step_takes_what_was_forecast(choice: str, model: tuple[Any, Path], mo
 
 def test_adapters_compute_in_the_models_type(model: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """They are kept in fp32; what comes in is not copied to it. peft's own way, with casts, adds more exactly."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     config, directory = model
     monkeypatch.setitem(trainee.COMPUTE, "cpu", torch.bfloat16)
     recipe = s1().with_(lora_rank=16, quantized_base=True, lora_alpha=32)

@@ -279,8 +279,29 @@ def test_four_bits_are_for_one_gpu_and_not_compiled() -> None:
     calibration = Calibration([measured_there])
     assert forecast(plan, alone, calibration=calibration).factors == (1.2, 1.0)
     assert forecast(plan_of(lora_rank=16, compile=False), alone, calibration=calibration).factors is None
-    for recipe, expected in (({}, "lora_rank=64 quantized_base=true"), ({"lora_rank": 64}, "quantized_base=true")):
+    for recipe, expected in (
+        ({}, "lora_rank=64 quantized_base=true"),
+        ({"lora_rank": 64}, "quantized_base=true"),
+        ({"weights": "bf16"}, "lora_rank=64 quantized_base=true without weights=bf16"),
+    ):
         assert expected in forecast(plan_of(**recipe), parse_machine("h100:1")).remedies
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-32b", "qwen2.5-72b"])
+def test_what_four_bits_on_several_gpus_are_told_helps(name: str) -> None:
+    plan = replace(plan_of(lora_rank=64, quantized_base=True), shape=SHAPES[name])
+    for kind, count in (("h100", 2), ("h200", 8)):
+        found = forecast(plan, parse_machine(f"{kind}:{count}"))
+        helps = {f"{other}:1": (plan, f"{other}:1") for other in ("h100", "h200")}
+        unpacked = replace(plan, recipe=plan.recipe.with_(quantized_base=False))
+        helps["quantized_base=false"] = (unpacked, f"{kind}:{count}")
+        assert found.remedies
+        for remedy in found.remedies:
+            if remedy in helps:
+                changed, there = helps[remedy]
+                assert forecast(changed, parse_machine(there), remedies=False).fits, remedy
+            else:
+                assert not any(forecast(p, parse_machine(m), remedies=False).fits for p, m in helps.values())
 
 
 def test_s1_on_4_h200_is_what_the_probes_project() -> None:
@@ -335,10 +356,12 @@ def test_each_remedy_helps(machine: str, each: int) -> None:
     found = forecast(plan, parse_machine(machine))
     assert not found.fits and "can be used" in found.reason and found.remedies
     for remedy in found.remedies:
+        remedy, _, without = remedy.partition(" without ")
         if ":" in remedy:
             assert forecast(plan, parse_machine(remedy)).fits, remedy
         else:
-            changed = plan.recipe.with_settings(dict(setting.split("=") for setting in remedy.split()))
+            again = plan.recipe.with_(weights="fp32") if without else plan.recipe
+            changed = again.with_settings(dict(setting.split("=") for setting in remedy.split()))
             assert forecast(replace(plan, recipe=changed), parse_machine(machine)).fits, remedy
 
 

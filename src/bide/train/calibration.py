@@ -13,9 +13,9 @@ from .gpus import Machine
 from .memory import is_compiled
 from .recipe import TrainRecipe
 
-MODEL = 2
+MODEL = 3
 """The way in which memory is counted. Ratios to another one say nothing of this one. 1: a step's longest pack and its
-gradients were taken for one moment."""
+gradients were taken for one moment. 2: layers under adapters were taken for compiled ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,9 +129,8 @@ def forecast(
     if recipe.float8 and not machine.gpu.float8_tflops:
         return replace(base, reason=f"{machine.gpu.name} has no float8 units", remedies=('float8=""',))
     if recipe.quantized_base and machine.count > 1:
-        return replace(
-            base, reason="4-bit weights are for one GPU", remedies=(f"{machine.gpu.name}:1", "quantized_base=false")
-        )
+        found = replace(base, reason="4-bit weights are for one GPU")
+        return replace(found, remedies=_remedies(plan, machine, calibration, Sharer(plan))) if remedies else found
     factors = calibration.factors(machine, recipe, plan.shape.parameters) if calibration else None
     slower, larger = factors or (1.0, 1.0)
     best: tuple[float, Shares, str] | None = None
@@ -251,6 +250,8 @@ SMALLER_STATES: tuple[dict[str, str], ...] = (
 """In the order in which they are tried: the nearest to the reference's numerics first."""
 _RANK = 64
 """Of the adapters that are proposed."""
+_LARGEST = max(GPUS.values(), key=lambda gpu: gpu.memory_gib)
+_SMALLER = ("a smaller max_length", "a smaller model")
 
 
 def _remedies(plan: Plan, machine: Machine, calibration: Calibration | None, sharer: Sharer) -> tuple[str, ...]:
@@ -261,7 +262,12 @@ def _remedies(plan: Plan, machine: Machine, calibration: Calibration | None, sha
         again = replace(plan, recipe=changed)
         return forecast(again, there, calibration=calibration, remedies=False, sharer=sharer).fits
 
-    found = []
+    found: list[str] = []
+    if recipe.quantized_base and machine.count > 1:
+        found += [f"{gpu.name}:1" for gpu in (machine.gpu, _LARGEST) if fits(recipe, Machine(gpu, 1))][:1]
+        if fits(recipe.with_(quantized_base=False), machine):
+            found.append("quantized_base=false")
+        return tuple(found) or _SMALLER
     size = sum(state_bytes(plan.shape, recipe).values())
     for change in () if recipe.lora_rank else SMALLER_STATES:
         changed = recipe.with_(**change)
@@ -275,14 +281,14 @@ def _remedies(plan: Plan, machine: Machine, calibration: Calibration | None, sha
         if count > machine.count and fits(recipe, replace(machine, count=count)):
             found.append(f"{machine.gpu.name}:{count}")
             break
-    largest = max(GPUS.values(), key=lambda gpu: gpu.memory_gib)
-    if machine.gpu.memory_gib < largest.memory_gib and fits(recipe, Machine(largest, machine.count)):
-        found.append(f"{largest.name}:{machine.count}")
-    plain = ' float8=""' if recipe.float8 else ""
+    if machine.gpu.memory_gib < _LARGEST.memory_gib and fits(recipe, Machine(_LARGEST, machine.count)):
+        found.append(f"{_LARGEST.name}:{machine.count}")
     rank = recipe.lora_rank or _RANK
-    if not recipe.lora_rank and fits(recipe.with_(lora_rank=rank, float8=""), machine):
-        found.append(f"lora_rank={rank}{plain}")
+    adapters = "" if recipe.lora_rank else f"lora_rank={rank}" + (' float8=""' if recipe.float8 else "")
+    refused = f" without weights={recipe.weights}" if adapters and recipe.weights != TrainRecipe().weights else ""
+    if adapters and fits(recipe.with_(lora_rank=rank, float8=""), machine):
+        found.append(adapters + refused)
     elif machine.count == 1 and not recipe.quantized_base:
         if fits(recipe.with_(lora_rank=rank, float8="", quantized_base=True), machine):
-            found.append(("" if recipe.lora_rank else f"lora_rank={rank}{plain} ") + "quantized_base=true")
-    return tuple(found) or ("a smaller max_length", "a smaller model")
+            found.append(f"{adapters} quantized_base=true".lstrip() + refused)
+    return tuple(found) or _SMALLER

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from .gpus import Machine
 from .recipe import TrainRecipe
-from .recompute_policies import VARIANTS, Widths, parse
+from .recompute_policies import VARIANTS, Widths, dropped, parse
 from .shapes import ModelShape
 
 GIB = 1 << 30
@@ -180,9 +180,11 @@ def moments(
     gathered = gathered_bytes(shape, recipe, gpus)  # of the next layer, while one computes
     widths, policies = widths_of(shape), VARIANTS[variant_of(recipe)]
     names = parse(recompute, shape.layers)
+    dropouts = dropped(widths) if recipe.lora_rank and recipe.lora_dropout else 0.0
     activations = [0.0]
     for name in names:
-        activations.append(activations[-1] + number * (shape.hidden + policies[name].kept(widths)))
+        kept_here = policies[name].kept(widths) + dropouts * (name == "none")
+        activations.append(activations[-1] + number * (shape.hidden + kept_here))
     logits = float(LOGITS_TOKENS * shape.vocab * LOGITS_BYTES)
     found: dict[str, dict[str, float]] = {}
     of_head = {"gradient of the output matrix": head * SUMMED_FIRST} if trains_all else {}
@@ -204,7 +206,7 @@ def moments(
             **there,
             "activations": activations[place + 1],
             "gathered layers": gathered * (2 if gpus > 1 and place else 1),
-            "a layer at work": number * policies[names[place]].at_work(widths),
+            "a layer at work": number * (policies[names[place]].at_work(widths) + dropouts * (names[place] != "none")),
             "gradients of the layer behind": behind,
         }
         if trains_all:

@@ -23,6 +23,8 @@ from .recompute_policies import by_pack, parse
 
 ATTENTION = documents_attention._opoverload
 MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._scaled_mm.default)
+MATMUL_OF_4_BITS = "bitsandbytes.gemm_4bit.default"
+"""By name: it is there once bitsandbytes is imported. Older versions unpack the matrix and call a plain matmul."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ def _keep_attention(context: Any, operator: Any, *_: Any, **__: Any) -> Checkpoi
 
 
 def _keep_matmuls(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    kept = operator is ATTENTION or operator in MATMULS
+    kept = operator is ATTENTION or operator in MATMULS or str(operator) == MATMUL_OF_4_BITS
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

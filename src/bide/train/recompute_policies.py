@@ -100,20 +100,31 @@ VARIANTS: dict[str, dict[str, Policy]] = {
             lambda w: 2 * w.intermediate + 3 * w.hidden,
         ),
     },
-    "uncompiled adapters": {  # what comes into a frozen matrix is kept for the adapter's gradient
-        "full": _changed("full", POLICIES["full"].kept, lambda w: 6 * w.intermediate + 9 * w.hidden),
+    "uncompiled adapters": {  # also in 4 bits; what comes into a frozen matrix is kept for the adapter's gradient
+        "full": _changed("full", POLICIES["full"].kept, lambda w: 6 * w.intermediate + 11 * w.hidden),
         "attention": _changed("attention", POLICIES["attention"].kept, lambda w: 6 * w.intermediate + 10 * w.hidden),
-        "matmuls": _changed(
-            "matmuls", lambda w: w.query + _outputs(w) + w.hidden, lambda w: 4 * w.intermediate + 7 * w.hidden
-        ),
         "none": _changed(
             "none",
             lambda w: 2 * w.query + 2 * w.key + 5 * w.hidden + 4 * w.intermediate,
             lambda w: 2 * w.intermediate + 2 * w.hidden,
         ),
+        "matmuls": _changed(
+            "matmuls", lambda w: w.query + 2 * _outputs(w), lambda w: 4 * w.intermediate + 4 * w.hidden
+        ),
     },
 }
 """How layers run -> name -> policy, from the least memory to the most."""
+
+MASK = 0.5
+"""Of a number dropped or kept, in numbers of the compute type: a byte."""
+
+
+def dropped(w: Widths) -> float:
+    """What dropout before adapters adds, in numbers for each token: for each matrix a copy of what comes in, kept in
+    its place, and which of it was dropped. The policy "none" keeps that; under another it is there while a layer runs
+    backward. An upper bound, counted in layers that are not compiled."""
+    copies = 5 * w.hidden + w.query + w.intermediate
+    return (1 + MASK) * copies - 2 * w.hidden - w.intermediate
 
 
 FIT = "fit"
