@@ -24,6 +24,7 @@ from bide.train.lengths import LAWS, histogram, law_lengths, limited, read_lengt
 from bide.train.packing import cost_of_passes, pack
 from bide.train.plan import Plan
 from bide.train.recipe import PRESETS, TrainRecipe, load_recipe, s1
+from bide.train.same_run import identity
 from bide.train.shapes import SHAPES
 
 QWEN = SHAPES["qwen2.5-32b"]
@@ -277,6 +278,30 @@ def test_settings_are_checked_by_name_type_and_value() -> None:
         with pytest.raises(UsageError):
             s1().with_(**changes)
     assert TrainRecipe.from_json(json.loads(json.dumps(s1().to_json()))) == s1()
+    with pytest.raises(UsageError) as raised:  # of a recipe file, which has both
+        s1().with_(lora_rank=8, lora_alpha=32).with_settings({"lora_rank": "0"})
+    assert raised.value.hint == "set lora_rank, or lora_alpha=16.0"
+
+
+@pytest.mark.parametrize(
+    ("told", "idle"),
+    [
+        ({}, {"lora_alpha": 32.0, "lora_dropout": 0.1}),
+        ({"max_length": None}, {"too_long": "drop"}),
+        ({"schedule": "constant"}, {"min_learning_rate_ratio": 0.1}),
+        ({"lora_rank": 4}, {"weights": "bf16"}),
+    ],
+)
+def test_what_older_versions_took_without_effect_is_read_as_not_said(
+    told: dict[str, Any], idle: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = s1().with_(**told)
+    plan = Plan.make([10] * 20, recipe, QWEN)
+    older = json.loads(json.dumps(plan.to_json()))
+    older["recipe"] |= idle
+    (tmp_path / "plan.json").write_text(json.dumps(older))
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert identity(plan.hash, older["recipe"]) == identity(plan.hash, recipe.to_json())
 
 
 def test_a_recipe_file(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ pytest.importorskip("tokenizers")
 
 from bide.errors import UsageError  # noqa: E402
 from bide.train import processes  # noqa: E402
+from bide.train.processes import ProcessGoneError  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
 from bide.train.same_run import DATA, differences, identity  # noqa: E402
+from bide.train.sharding import World  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
 from train_runs import QUIET, arguments, start, sums  # noqa: E402
 
@@ -68,6 +70,7 @@ def test_what_differs_between_processes_is_told_once_and_by_name(
     assert process.returncode == 1 and not (tmp_path / "run" / "curve.jsonl").exists()
     lines = [line for line in said.splitlines() if line.startswith("bide: error: ")]
     assert len(lines) == 1 and told in lines[0], said
+    assert "RuntimeError" not in said, said  # of the one that the other has left
     reason = lines[0].removeprefix("bide: error: ")
     assert said.split("Root Cause")[-1].count(reason) == 1, said  # where torchrun's own report ends
 
@@ -80,6 +83,31 @@ def test_the_others_leave_the_first_time_to_speak(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(UsageError, match="no"), processes.first_speaks():
             raise UsageError("no")
         assert waited == expected
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ProcessGoneError), processes.first_speaks():
+        raise ProcessGoneError("gone")
+    assert waited[-1] > processes.PATIENCE, "the one that is gone says why, and before"
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "error", "gone"),
+    [
+        ("cpu", 2, RuntimeError, True),
+        ("cpu", 1, RuntimeError, False),
+        ("cuda", 2, RuntimeError, False),
+        ("cuda", 2, torch.distributed.DistBackendError, True),
+    ],
+)
+def test_a_process_that_is_gone_is_told_in_one_line(
+    device: str, size: int, error: type[Exception], gone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def barrier() -> None:
+        raise error("Connection closed by peer [127.0.0.1]\nmore of it")
+
+    monkeypatch.setattr(torch.distributed, "barrier", barrier)
+    with pytest.raises(ProcessGoneError if gone else error, match="Connection closed") as raised:
+        World(0, size, torch.device(device), None).barrier()
+    assert not gone or "\n" not in str(raised.value)
 
 
 def test_differences_are_told_setting_by_setting() -> None:

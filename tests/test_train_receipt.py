@@ -182,6 +182,7 @@ REFERENCES = {
     "evaluated.csv": "step,eval/loss,train/loss,loss\n1,9,0.5,7\n2,9,NaN,7\n3,9,0.25,7\n",
     "summed.csv": "\ufeff_step,eval_loss,train_loss\n1,9,0.5\n3,9,0.25\n",
     "plain.csv": "global_step,val_loss,loss\n1,9,0.5\n2,9,inf\n3,9,0.3\n3,9,0.25\n",
+    "run-eval-tag-train_loss.csv": "Wall time,Step,Value\n1700000000.5,1,0.5\n1700000009.5,3,0.25\n",
     "tensorboard.csv": "Wall time,Step,Value\n1700000000.5,1,0.5\n1700000009.5,3,0.25\n",
     "trainer_state.json": json.dumps(
         {
@@ -219,6 +220,8 @@ def test_references_are_read_as_they_are_exported(tmp_path: Path, name: str) -> 
         ("r.csv", "step,loss\n1,2\n2,two\n", "row 2: step '2' with loss 'two'"),
         ("r.csv", "step,loss\n,2\n", "row 1: step '' with loss '2'"),
         ("r.csv", "step,loss\ninf,2\n", "row 1: step 'inf' with loss '2'"),
+        ("run-x-tag-eval_loss.csv", "Wall time,Step,Value\n1,1,2\n", "named as a curve of an evaluation, eval_loss"),
+        ("run-x-tag-loss_Validation.csv", "Wall time,Step,Value\n1,1,2\n", "an evaluation, loss_Validation"),
         ("r.json", "[1]", "no log_history"),
         ("r.json", '{"log_history": 5}', "no log_history"),
         ("r.json", '{"log_history": [{"loss": 2}]}', "row 1: step None with loss 2"),

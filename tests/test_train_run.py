@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +20,16 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 pytest.importorskip("tokenizers")
 
-from bide.cli import bide  # noqa: E402
+from bide.cli import bide, train_run  # noqa: E402
 from bide.cli.train_run import _without_effect, run  # noqa: E402
 from bide.errors import MissingExtraError, UsageError  # noqa: E402
 from bide.train.checkpoints import load_checkpoint, newest  # noqa: E402
 from bide.train.curve import read_curve  # noqa: E402
 from bide.train.examples import load_examples  # noqa: E402
 from bide.train.gpus import parse_machine  # noqa: E402
+from bide.train.processes import PATIENCE  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
+from bide.train.running import _keep_losses  # noqa: E402
 from bide.train.tokenizer import TrainTokenizer  # noqa: E402
 from bide.train.trainer import NotFiniteError  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
@@ -232,11 +235,38 @@ def test_what_has_no_effect_is_told(model: Path, rows: Path, tmp_path: Path) -> 
 def test_a_price_of_another_gpu_is_told() -> None:
     options = {"keep": 1, "save_every": 0, "steps": None, "price_texts": ("h200=2",), "price_file": None}
     ready: Any = SimpleNamespace(machine=parse_machine("h100:4"))
-    plan: Any = SimpleNamespace(steps=[None] * 6)
+    plan: Any = SimpleNamespace(steps=[None] * 6, recipe=s1().with_(weights="bf16"))
     with run.make_context("run", ["--data=.", "--out=."]):
         assert _without_effect(options, plan, ready) == ["--price h200 without effect: the GPUs are h100"]
         options["price_texts"] = ("h200=2", "H100=1")
         assert _without_effect(options, plan, ready) == []
+        plan.recipe = plan.recipe.with_(lora_rank=4)  # of a recipe file; on the command line it is refused
+        (line,) = _without_effect(options, plan, ready)
+        assert line.startswith("weights=bf16 of the recipe without effect")
+
+
+def test_losses_by_ids_of_another_time_are_not_kept(tmp_path: Path) -> None:
+    """Rows without ids were numbered from 0 once."""
+    samples: Any = [SimpleNamespace(id=str(number)) for number in (1, 2, 3)]
+    path = tmp_path / "losses.json"
+    path.write_text('{"0": 9.0, "1": 8.0, "2": 7.0}')
+    _keep_losses(path, samples, {1: 2.0})
+    assert json.loads(path.read_text()) == {"2": 2.0}
+    _keep_losses(path, samples, {2: 3.0})
+    assert json.loads(path.read_text()) == {"2": 2.0, "3": 3.0}
+
+
+def test_another_process_that_is_stopped_leaves_the_first_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun ends all as soon as one has ended with 1."""
+    receipt: Any = SimpleNamespace(finished=False, steps=1, steps_of_plan=6)
+    monkeypatch.setattr(train_run, "_run", lambda *_, **__: receipt)
+    for rank, expected in (("0", []), ("1", [PATIENCE])):
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
+        monkeypatch.setenv("RANK", rank)
+        with run.make_context("run", ["--data=.", "--out=."]) as context:
+            assert context.invoke(run) == 1
+        assert waited == expected
 
 
 @pytest.mark.parametrize("more", [["--preset=s1"], ["--set=epochs=1"]])

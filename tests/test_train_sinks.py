@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import struct
 import sys
@@ -16,7 +17,9 @@ import pytest
 pytest.importorskip("torch")
 
 from bide.errors import MissingExtraError, UnknownNameError, UsageError
+from bide.train.choosing import RunSettings
 from bide.train.curve import SINKS, Point, make_sink
+from bide.train.running import _sinks
 from train_runs import QUIET
 
 pytestmark = QUIET
@@ -130,6 +133,20 @@ def test_a_run_of_wandb_gets_each_step_once(tmp_path: Path, wandb: FakeWandb, mo
     assert (wandb.began[1]["id"], wandb.began[1]["name"]) == (began["id"], "run"), "the same run goes on"
     make_sink("wandb", tmp_path / "b" / "run", {})
     assert wandb.began[2]["name"] == "run" and wandb.began[2]["id"] != began["id"], "another run of the same name"
+    (tmp_path / "c" / "older" / "wandb").mkdir(parents=True)
+    make_sink("wandb", tmp_path / "c" / "older", {})
+    assert wandb.began[3]["id"] == "older", "what an older version has begun goes on"
+
+
+@pytest.mark.parametrize(("second", "begun"), [("paper", 0), ("tensorboard", 1)])
+def test_a_sink_that_cannot_be_made_leaves_none_open(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch, second: str, begun: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    settings = RunSettings(out=tmp_path, sinks=("wandb", second))
+    with pytest.raises((UnknownNameError, MissingExtraError)), contextlib.ExitStack() as around:
+        _sinks(around, settings, {})
+    assert len(wandb.runs) == begun and all(one.finished for one in wandb.runs)
 
 
 def test_what_wandb_wants_first_is_one_line(tmp_path: Path, wandb: FakeWandb) -> None:

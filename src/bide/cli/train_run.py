@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from ..train.curve import Point, deviation, draw, read_curve, read_reference
 from ..train.examples import Example, Report, load_examples
 from ..train.model_files import shape_of
 from ..train.plan import Plan
-from ..train.processes import first_speaks, leave_word, own_rank
-from ..train.recipe import PRESETS, load_recipe
+from ..train.processes import PATIENCE, first_speaks, leave_word, own_rank
+from ..train.recipe import PRESETS, TrainRecipe, load_recipe
 from .train_inputs import pairs, prices, tokenizer
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def run(**options: Any) -> int:
     if receipt.finished or receipt.steps >= (options["steps"] or receipt.steps + 1):
         return 0
     leave_word(_stopped(receipt))
+    if rank:
+        time.sleep(PATIENCE)  # torchrun ends all as soon as one has ended with 1: the first one tells the receipt
     return 1
 
 
@@ -206,6 +209,8 @@ def _without_effect(options: dict[str, Any], plan: Plan, ready: Ready) -> list[s
         found.append(f"--save-every {every} without effect: the plan has {last} steps")
     if most > last:
         found.append(f"--steps {most} without effect: the plan has {last}")
+    if plan.recipe.lora_rank and plan.recipe.weights != TrainRecipe().weights:
+        found.append(f"weights={plan.recipe.weights} of the recipe without effect: adapters are fp32, all else bf16")
     priced = [text.partition("=")[0].lower() for text in options["price_texts"]]
     if ready.machine is None:
         asked = {"--calibration": options["calibration"], "--price": priced, "--prices": options["price_file"]}

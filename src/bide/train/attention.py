@@ -82,15 +82,15 @@ def choose_backend(told: str | None, *, device: torch.device | str, deterministi
     chosen = told or defaults[torch.device(device).type]
     if chosen not in BACKENDS:
         raise unknown_name("attention backend", chosen, BACKENDS)
-    if torch.device(device).type == "cpu" and chosen != DEFAULT_BACKEND["cpu"]:
-        raise UsageError(
-            f"attention backend {chosen!r} wants a GPU, and this runs on a CPU", hint=f"{DEFAULT_BACKEND['cpu']!r}"
-        )
     if deterministic and not BACKENDS[chosen].repeatable:
         kept = ", ".join(name for name, backend in BACKENDS.items() if backend.repeatable)
         raise UsageError(
             f"attention backend {chosen!r} adds gradients in an order that varies: it does not go with --deterministic",
             hint=f"one of {kept}",
+        )
+    if torch.device(device).type == "cpu" and chosen != DEFAULT_BACKEND["cpu"]:
+        raise UsageError(
+            f"attention backend {chosen!r} wants a GPU, and this runs on a CPU", hint=f"{DEFAULT_BACKEND['cpu']!r}"
         )
     return chosen
 

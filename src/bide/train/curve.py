@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +25,8 @@ _STEPS = ("step", "_step", "global_step", "train/global_step")
 _LOSSES = (("train/loss",), ("train_loss", "training_loss", "training loss"), ("loss",))
 """What a column of the training's loss is called, the plainest first. A loss of an evaluation is never taken."""
 _TENSORBOARD = ["step", "value", "wall time"]
+_EVALUATIONS = {"eval", "evaluation", "val", "valid", "validation", "test"}
+"""Words of a tag. TensorBoard names what it exports run-RUN-tag-TAG.csv."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,16 @@ SINKS: dict[str, str] = {
 """Name -> "module:class", made with the run's directory and its settings."""
 
 
+def check_sink(name: str) -> None:
+    """Raises `UnknownNameError`."""
+    if name not in SINKS:
+        raise unknown_name("curve sink", name, SINKS)
+
+
 def make_sink(name: str, run: Path, settings: dict[str, Any]) -> Sink:
     """A sink by name. Raises `UnknownNameError`, `MissingExtraError` where its package is not installed, `UsageError`
     where its tracker wants something else first."""
-    if name not in SINKS:
-        raise unknown_name("curve sink", name, SINKS)
+    check_sink(name)
     module, _, attribute = SINKS[name].partition(":")
     try:
         found: Sink = getattr(importlib.import_module(module), attribute)(run, settings)
@@ -159,7 +167,12 @@ def _columns_of(path: Path) -> Iterator[tuple[int, Any, Any]]:
     plain = {name: name.rpartition(" - ")[2].strip().lower() for name in columns}  # without the run's name
     steps = next((name for name in columns if plain[name] in _STEPS), None)
     losses = next((found for names in _LOSSES if (found := [name for name in columns if plain[name] in names])), [])
-    if sorted(plain.values()) == _TENSORBOARD:  # of one tag, which the file does not name
+    if sorted(plain.values()) == _TENSORBOARD:  # of one tag, which only the file's name may name
+        _, named, tag = path.stem.rpartition("tag-")
+        if named and _EVALUATIONS & set(re.split(r"[^a-z]+", tag.lower())):
+            raise UsageError(
+                f"{path} is named as a curve of an evaluation, {tag}", hint="export the tag of the training's loss"
+            )
         losses = [name for name in columns if plain[name] == "value"]
     listed = ", ".join(columns) or "none"
     if steps is None or not losses:

@@ -11,6 +11,11 @@ from pathlib import Path
 
 from ..errors import BideError
 
+
+class ProcessGoneError(BideError):
+    """Another process of this run has ended, or cannot be reached."""
+
+
 PATIENCE = 5.0
 """Seconds for which the others leave it to the first process to tell an error."""
 
@@ -29,6 +34,9 @@ def first_speaks() -> Iterator[None]:
     """
     try:
         yield
+    except ProcessGoneError:
+        time.sleep(2 * PATIENCE)  # for the one that is gone to say why
+        raise
     except BideError:
         if own_rank():
             time.sleep(PATIENCE)

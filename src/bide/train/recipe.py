@@ -134,16 +134,10 @@ class TrainRecipe:
     def _check_effects(self) -> None:
         """Raises `UsageError` for what others make a setting without effect."""
 
-        def changed(name: str) -> bool:
-            return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
-
-        for name in ("lora_alpha", "lora_dropout"):
-            if changed(name) and not self.lora_rank:
-                raise UsageError(f"{name} would have no effect without adapters", hint="set lora_rank")
-        if changed("too_long") and self.max_length is None:
-            raise UsageError("too_long would have no effect without max_length", hint="set max_length")
-        if changed("min_learning_rate_ratio") and self.schedule == "constant":
-            raise UsageError("min_learning_rate_ratio would have no effect: the schedule is constant")
+        for name, (why, remedy) in _idle(self.to_json()).items():
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise UsageError(f"{name} would have no effect{why}", hint=f"{remedy}, or {name}={default}")
 
     def with_(self, **changes: Any) -> TrainRecipe:
         """A copy with `changes`. Raises `UsageError` for an unknown name or a value of another type."""
@@ -167,13 +161,28 @@ class TrainRecipe:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> TrainRecipe:
-        """The inverse of `to_json`. Raises `UsageError`."""
-        return cls().with_(**found)
+        """The inverse of `to_json`. Raises `UsageError`. What other settings leave without effect is at its default: a
+        run that an older version has begun with it is the same run without it."""
+        told = {**found}
+        idle = {*_idle(told), *(["weights"] if told.get("lora_rank") else [])}
+        return cls().with_(**{name: value for name, value in told.items() if name not in idle})
 
 
 _KINDS: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(TrainRecipe).items() if name in TrainRecipe.__dataclass_fields__
 }
+
+
+def _idle(told: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Settings that others leave without effect -> why, and what would give them one."""
+    found: dict[str, tuple[str, str]] = {}
+    if not told.get("lora_rank"):
+        found |= dict.fromkeys(("lora_alpha", "lora_dropout"), (" without adapters", "set lora_rank"))
+    if told.get("max_length") is None:
+        found["too_long"] = (" without max_length", "set max_length")
+    if told.get("schedule") == "constant":
+        found["min_learning_rate_ratio"] = (": the schedule is constant", "set schedule")
+    return found
 
 
 def _weights_of_adapters() -> UsageError:

@@ -18,7 +18,7 @@ from ..errors import BideError, ModelError, UsageError
 from .batches import Sample
 from .checkpoints import newest, read_facts, write_atomically
 from .choosing import Ready, RunSettings, choose, device_name
-from .curve import CURVE, Point, Sink, make_sink, read_curve
+from .curve import CURVE, Point, Sink, check_sink, make_sink, read_curve
 from .determinism import deterministic
 from .export import export_adapter, export_model
 from .model_files import CONFIG_FILES, WEIGHT_FILES, model_directory
@@ -79,7 +79,7 @@ def execute(
             world,
             {"max_tokens": chosen.max_tokens, "recompute": chosen.recomputed, "attention": chosen.attention},
         )
-        sinks = [around.enter_context(contextlib.closing(one)) for one in _sinks(settings, recipe.to_json(), world)]
+        sinks = _sinks(around, settings, recipe.to_json()) if world.is_first else []
         if world.is_first:
             chosen = replace(chosen, notes=(*chosen.notes, *_begin(settings.out, plan)))
             if ready:
@@ -164,7 +164,10 @@ def _keep_receipt(
 
 def _keep_losses(path: Path, samples: Sequence[Sample], fresh: dict[int, float]) -> None:
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    mine = {str(getattr(samples[i], "id", i)): loss for i, loss in fresh.items()}
+    ids = [str(getattr(sample, "id", i)) for i, sample in enumerate(samples)]
+    if not known.keys() <= set(ids):  # of an older version, which numbered rows without ids from 0
+        known = {}
+    mine = {ids[i]: loss for i, loss in fresh.items()}
     write_atomically(path, _json(dict(sorted({**known, **mine}.items()))))
 
 
@@ -275,8 +278,11 @@ def _check_vocabulary(config: Any, samples: Sequence[Sample]) -> None:
         )
 
 
-def _sinks(settings: RunSettings, told: dict[str, Any], world: World) -> list[Sink]:
-    return [make_sink(name, settings.out, told) for name in settings.sinks] if world.is_first else []
+def _sinks(around: contextlib.ExitStack, settings: RunSettings, told: dict[str, Any]) -> list[Sink]:
+    """Each is closed if another cannot be made."""
+    for name in settings.sinks:
+        check_sink(name)
+    return [around.enter_context(contextlib.closing(make_sink(name, settings.out, told))) for name in settings.sinks]
 
 
 def _versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ..errors import ModelError, UsageError
+from .processes import ProcessGoneError
 
 INITIAL_DEVIATION = 0.02
 """Of random weights, as Qwen2 and Llama are initialised."""
@@ -45,7 +46,8 @@ class World:
     def sum(self, numbers: Iterable[float]) -> list[float]:
         """The sum of each number over all processes (double precision)."""
         values = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
-        dist.all_reduce(values)
+        with self._with_others():
+            dist.all_reduce(values)
         return list(map(float, values.tolist()))
 
     def any(self, mine: bool) -> bool:
@@ -55,11 +57,25 @@ class World:
     def gather(self, mine: Any) -> list[Any]:
         """What each process has, on every process."""
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
+        with self._with_others():
+            dist.all_gather_object(found, mine)
         return found
 
     def barrier(self) -> None:
-        dist.barrier()
+        """Wait for all."""
+        with self._with_others():
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def _with_others(self) -> Iterator[None]:
+        """Raises `ProcessGoneError`. gloo tells by a plain RuntimeError that another process is gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and (self.device.type != "cpu" or self.size == 1):
+                raise
+            said = str(error).partition("\n")[0]
+            raise ProcessGoneError(f"another process of this run is gone: {said}", hint="see what it said") from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .checkpoints import write_atomically
 from .curve import Point
 
 WANDB_ID = "wandb_id"
@@ -44,14 +45,12 @@ class WandbSink:
     def __init__(self, run: Path, settings: dict[str, Any]) -> None:
         wandb = importlib.import_module("wandb")
         run.mkdir(parents=True, exist_ok=True)
-        kept = run / WANDB_ID
-        if not kept.exists():
-            kept.write_text(uuid.uuid4().hex + "\n", encoding="utf-8")
+        kept, name = run / WANDB_ID, run.resolve().name
+        if not kept.exists():  # one that an older version has begun there is called by its directory's name
+            write_atomically(kept, (name if (run / "wandb").is_dir() else uuid.uuid4().hex) + "\n")
         id = kept.read_text(encoding="utf-8").strip()
         try:
-            self._run = wandb.init(
-                project="bide", dir=str(run), name=run.resolve().name, config=settings, resume="allow", id=id
-            )
+            self._run = wandb.init(project="bide", dir=str(run), name=name, config=settings, resume="allow", id=id)
         except wandb.errors.Error as error:
             raise UsageError(
                 f"Weights & Biases did not begin: {error}", hint="wandb login; or WANDB_MODE=offline"
