@@ -8,7 +8,7 @@ of Qwen2.5-32B, 7B, 1.5B and 0.5B, bf16, random inputs, seed 0: milliseconds for
 of --repeats by CUDA events. `deterministic` is under `torch.use_deterministic_algorithms`. At the end, for each backend
 and shape, the two numbers of `bide.train.pace`, by least squares of the relative errors over the rows:
 
-    seconds = 6 * width / (peak * share) * (sum of the squared lengths + keys * tokens)
+    seconds = 7 * width / (peak * share) * (sum of the squared lengths + keys * tokens)
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def measure(bench: Bench, heads: tuple[int, int, int], backend: str, fixed: bool
 def fitted(rows: list[dict[str, Any]]) -> str:
     """The share of the peak and the keys that a token costs beside, and how far each row is from them."""
     units = torch.tensor([[row["squares"], row["tokens"]] for row in rows], dtype=torch.float64)
-    units *= torch.tensor([[6 * row["width"] / PEAK * 1000] for row in rows], dtype=torch.float64)
+    units *= torch.tensor([[7 * row["width"] / PEAK * 1000] for row in rows], dtype=torch.float64)
     times = torch.tensor([row["both_ms"] for row in rows], dtype=torch.float64)
     a, b = torch.linalg.lstsq(units / times[:, None], torch.ones(len(rows), 1, dtype=torch.float64)).solution[:, 0]
     off = (units @ torch.stack([a, b]) / times).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -37,3 +39,24 @@ def test_extras() -> None:
 def test_other_names_are_no_attributes() -> None:
     with pytest.raises(AttributeError, match="'bide' has no attribute 'BudgetForcr'"):
         bide.BudgetForcr  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["budget_forcing", "engines", "errors", "formats", "thinking_budget", "types"])
+def test_modules_are_attributes(name: str) -> None:
+    """In a process that has imported none of them."""
+    program = f"import bide, sys; assert 'bide.{name}' not in sys.modules; print(bide.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"bide.{name}\n"
+
+
+def test_a_type_checker_knows_the_names(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import bide\nfrom bide import BudgetForcer, BudgetForcr\n\nbide.ThinkingBudget\nbide.Thinking\n"
+    )
+    settings = ["--config-file=", "--follow-imports=silent", f"--cache-dir={tmp_path}", str(program)]
+    said, _, _ = pytest.importorskip("mypy.api").run(settings)
+    assert [line.partition("error: ")[2] for line in said.splitlines() if ": error: " in line] == [
+        'Module "bide" has no attribute "BudgetForcr"; maybe "BudgetForcer"?  [attr-defined]',
+        'Module has no attribute "Thinking"  [attr-defined]',
+    ]

@@ -1,4 +1,4 @@
-"""examples/train.sbatch, with a SLURM and a training of a few lines: when it queues again."""
+"""examples/train.sbatch, with a SLURM and a training that ends when a file is there: when it queues again."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ import pytest
 TEMPLATE = Path(__file__).parent.parent / "examples" / "train.sbatch"
 COMMANDS = {
     "scontrol": 'if [ "$1" = show ]; then echo first; else echo "$1" >> asked; fi',
-    "srun": 'echo $$ > begun\nfor i in $(seq "$TENTHS"); do sleep 0.1; done\nexit "$CODE"',
+    "srun": 'echo $$ > begun\nuntil [ -e "$UNTIL" ]; do sleep 0.05; done\nexit "$CODE"',
 }
+STOP = "SHARED/runs/s1/stop"
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None or os.name != "posix", reason="it is a script for bash")
 
 
 @pytest.mark.parametrize(
-    ("tenths", "code", "time_is_over", "asked"),
+    ("until", "code", "time_is_over", "asked"),
     [
-        (1, 0, False, []),
-        (1, 1, False, []),  # a mistake would only be made again
-        (10, 1, True, ["requeue"]),  # stopped, with a checkpoint
-        (10, 0, True, []),  # it came to its end meanwhile
-        (30, 1, True, ["requeue", "requeue"]),  # too late for its checkpoint: queued while it still runs
+        ("begun", 0, False, []),
+        ("begun", 1, False, []),  # a mistake would only be made again
+        (STOP, 1, True, ["requeue"]),  # stopped, with a checkpoint
+        (STOP, 0, True, []),  # it came to its end meanwhile
+        ("asked", 1, True, ["requeue", "requeue"]),  # too late for its checkpoint: queued while it still runs
     ],
 )
 def test_it_queues_again_when_time_is_over(
-    tmp_path: Path, tenths: int, code: int, time_is_over: bool, asked: list[str]
+    tmp_path: Path, until: str, code: int, time_is_over: bool, asked: list[str]
 ) -> None:
     for name, text in COMMANDS.items():
         command = tmp_path / "bin" / name
@@ -40,10 +41,10 @@ def test_it_queues_again_when_time_is_over(
         command.chmod(0o755)
     text = TEMPLATE.read_text(encoding="utf-8")
     assert "sleep 270" in text
-    (tmp_path / "job").write_text(text.replace("sleep 270", "sleep 2"))
+    (tmp_path / "job").write_text(text.replace("sleep 270", f"sleep {1 if until == 'asked' else 30}"))
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "all", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    environment = {**os.environ, **slurm, "PATH": path, "TENTHS": str(tenths), "CODE": str(code)}
+    environment = {**os.environ, **slurm, "PATH": path, "UNTIL": until, "CODE": str(code)}
     job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
     if time_is_over:
         end = time.monotonic() + 20
@@ -51,6 +52,6 @@ def test_it_queues_again_when_time_is_over(
             time.sleep(0.02)
         job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == code
-    assert (tmp_path / "SHARED" / "runs" / "s1" / "stop").exists() == time_is_over
+    assert (tmp_path / STOP).exists() == time_is_over
     found = tmp_path / "asked"
     assert (found.read_text().split() if found.exists() else []) == asked
