@@ -304,6 +304,18 @@ def test_what_older_versions_took_without_effect_is_read_as_not_said(
     assert identity(plan.hash, older["recipe"]) == identity(plan.hash, recipe.to_json())
 
 
+@pytest.mark.parametrize("seed", [-7, 2**40])
+def test_a_seed_that_older_versions_took_is_read_and_not_said(seed: int, tmp_path: Path) -> None:
+    plan = Plan.make([10] * 20, s1().with_(seed=seed), QWEN)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json").recipe.with_(model="elsewhere").seed == seed
+    assert identity(plan.hash, plan.recipe.to_json())["seed"] == seed
+    path = tmp_path / "mine.py"
+    path.write_text(f"from bide.train.recipe import s1\n\ndef recipe():\n    return s1().with_(seed={seed})\n")
+    with pytest.raises(UsageError, match="seed is from 0 to 4294967295"):
+        load_recipe(str(path))
+
+
 def test_a_recipe_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from bide.train.recipe import s1\n\ndef recipe():\n    return s1().with_(name='mine', epochs=2)\n")

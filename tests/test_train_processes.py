@@ -17,7 +17,7 @@ from bide.train import processes  # noqa: E402
 from bide.train.processes import ProcessGoneError  # noqa: E402
 from bide.train.recipe import s1  # noqa: E402
 from bide.train.same_run import DATA, differences, identity  # noqa: E402
-from bide.train.sharding import World  # noqa: E402
+from bide.train.sharding import while_others_last  # noqa: E402
 from tiny_models import config_of, save_model  # noqa: E402
 from train_runs import QUIET, arguments, start, sums  # noqa: E402
 
@@ -89,25 +89,63 @@ def test_the_others_leave_the_first_time_to_speak(monkeypatch: pytest.MonkeyPatc
     assert waited[-1] > processes.PATIENCE, "the one that is gone says why, and before"
 
 
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:43136. This is"
+
+
 @pytest.mark.parametrize(
-    ("device", "size", "error", "gone"),
+    ("size", "error", "gone"),
     [
-        ("cpu", 2, RuntimeError, True),
-        ("cpu", 1, RuntimeError, False),
-        ("cuda", 2, RuntimeError, False),
-        ("cuda", 2, torch.distributed.DistBackendError, True),
+        (2, RuntimeError(f"{GLOO} typically\n caused"), True),
+        (2, torch.distributed.DistBackendError("NCCL error: Connection closed\nLast error"), True),
+        (1, torch.distributed.DistBackendError("NCCL error: Connection closed\nLast error"), False),
+        (2, RuntimeError("The size of tensor a (Connection closed) must match"), False),
+        (2, torch.OutOfMemoryError("Connection closed for want of memory"), False),
     ],
 )
 def test_a_process_that_is_gone_is_told_in_one_line(
-    device: str, size: int, error: type[Exception], gone: bool, monkeypatch: pytest.MonkeyPatch
+    size: int, error: Exception, gone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def barrier() -> None:
-        raise error("Connection closed by peer [127.0.0.1]\nmore of it")
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    told = pytest.raises(ProcessGoneError if gone else type(error), match="Connection closed")
+    with told as raised, while_others_last():
+        raise error
+    assert raised.value is error or "\n" not in str(raised.value)
 
-    monkeypatch.setattr(torch.distributed, "barrier", barrier)
-    with pytest.raises(ProcessGoneError if gone else error, match="Connection closed") as raised:
-        World(0, size, torch.device(device), None).barrier()
-    assert not gone or "\n" not in str(raised.value)
+
+FAILING = """
+import os, sys
+from bide.cli import main
+from bide.errors import UsageError
+from bide.train import running
+from bide.train.trainer import Trainer
+
+def fail(*_, **__):
+    raise UsageError("I cannot go on")
+
+where, rank = sys.argv.pop(1), sys.argv.pop(1)
+if os.environ["RANK"] == rank:
+    if where == "assemble":
+        running.assemble = fail
+    else:
+        Trainer._update = fail
+main()
+"""
+"""bide, one of whose processes fails by itself."""
+
+
+@pytest.mark.parametrize(("where", "rank"), [("assemble", "1"), ("step", "0")])
+def test_one_process_that_fails_leaves_no_traceback_of_the_other(
+    model: Path, rows: Path, tmp_path: Path, where: str, rank: str
+) -> None:
+    """Which waits for it in FSDP, and not in a call of ours."""
+    program = tmp_path / "failing.py"
+    program.write_text(FAILING)
+    process = start(arguments(model, rows, tmp_path / "run"), 2, (str(program), where, rank))
+    said, _ = process.communicate(timeout=120)
+    reason = "process 1: I cannot go on" if rank == "1" else "I cannot go on"
+    assert [line for line in said.splitlines() if line.startswith("bide: error: ")] == [f"bide: error: {reason}"], said
+    assert process.returncode == 1 and "RuntimeError" not in said, said
+    assert said.split("Root Cause")[-1].count(reason) == 1, said
 
 
 def test_differences_are_told_setting_by_setting() -> None:

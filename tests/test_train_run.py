@@ -245,15 +245,26 @@ def test_a_price_of_another_gpu_is_told() -> None:
         assert line.startswith("weights=bf16 of the recipe without effect")
 
 
-def test_losses_by_ids_of_another_time_are_not_kept(tmp_path: Path) -> None:
-    """Rows without ids were numbered from 0 once."""
-    samples: Any = [SimpleNamespace(id=str(number)) for number in (1, 2, 3)]
+@pytest.mark.parametrize(
+    ("ids", "seen", "known", "kept"),
+    [
+        ("123", {0, 1}, {"1": 8.0, "2": 7.0}, {"1": 8.0, "2": 2.0}),
+        ("123", {0, 1, 2}, {"0": 9.0, "1": 8.0, "2": 7.0}, {"2": 2.0}),  # numbered from 0, as once
+        ("123", {1, 2}, {"1": 8.0, "2": 7.0}, {"2": 2.0}),  # the same, of the second row and the third
+        ("023", {0, 1}, {"0": 9.0, "2": 7.0}, {"0": 9.0, "2": 2.0}),  # the row's own
+        ("abc", {0, 1}, {"a": 8.0, "d": 7.0}, {"a": 8.0, "b": 2.0}),  # the data have got another
+    ],
+)
+def test_losses_by_ids_of_another_time_are_not_kept(
+    tmp_path: Path, ids: str, seen: set[int], known: dict[str, float], kept: dict[str, float]
+) -> None:
+    samples: Any = [SimpleNamespace(id=id) for id in ids]
     path = tmp_path / "losses.json"
-    path.write_text('{"0": 9.0, "1": 8.0, "2": 7.0}')
-    _keep_losses(path, samples, {1: 2.0})
-    assert json.loads(path.read_text()) == {"2": 2.0}
-    _keep_losses(path, samples, {2: 3.0})
-    assert json.loads(path.read_text()) == {"2": 2.0, "3": 3.0}
+    path.write_text(json.dumps(known))
+    _keep_losses(path, samples, seen, {1: 2.0})
+    assert json.loads(path.read_text()) == kept
+    _keep_losses(path, samples, {*seen, 2}, {2: 3.0})
+    assert json.loads(path.read_text()) == {**kept, ids[2]: 3.0}
 
 
 def test_another_process_that_is_stopped_leaves_the_first_one_time(monkeypatch: pytest.MonkeyPatch) -> None:

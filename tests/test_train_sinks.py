@@ -20,6 +20,7 @@ from bide.errors import MissingExtraError, UnknownNameError, UsageError
 from bide.train.choosing import RunSettings
 from bide.train.curve import SINKS, Point, make_sink
 from bide.train.running import _sinks
+from bide.train.sinks import WANDB_ID
 from train_runs import QUIET
 
 pytestmark = QUIET
@@ -136,6 +137,11 @@ def test_a_run_of_wandb_gets_each_step_once(tmp_path: Path, wandb: FakeWandb, mo
     (tmp_path / "c" / "older" / "wandb").mkdir(parents=True)
     make_sink("wandb", tmp_path / "c" / "older", {})
     assert wandb.began[3]["id"] == "older", "what an older version has begun goes on"
+    (tmp_path / "a" / "empty").mkdir()
+    (tmp_path / "a" / "empty" / WANDB_ID).write_text("")  # it was killed while it wrote
+    for _ in range(2):
+        make_sink("wandb", tmp_path / "a" / "empty", {})
+    assert wandb.began[4]["id"] == wandb.began[5]["id"] != ""
 
 
 @pytest.mark.parametrize(("second", "begun"), [("paper", 0), ("tensorboard", 1)])

@@ -127,8 +127,6 @@ class TrainRecipe:
             raise UsageError("quantized_base needs adapters: 4-bit weights cannot be trained", hint="set lora_rank")
         if self.float8 and self.lora_rank:
             raise UsageError("float8 does not go with adapters", hint="set one of float8 and lora_rank")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed is from 0 to {2**32 - 1}, not {self.seed}")
         self._check_effects()
 
     def _check_effects(self) -> None:
@@ -153,6 +151,7 @@ class TrainRecipe:
         found = self.with_(**{name: _read(name, text) for name, text in texts.items()})
         if "weights" in texts and found.lora_rank:
             raise _weights_of_adapters()
+        _check_seed(found)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -183,6 +182,12 @@ def _idle(told: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     if told.get("schedule") == "constant":
         found["min_learning_rate_ratio"] = (": the schedule is constant", "set schedule")
     return found
+
+
+def _check_seed(recipe: TrainRecipe) -> None:
+    """Where a user says it, and not where a recipe is read: older versions took any."""
+    if not 0 <= recipe.seed < 2**32:
+        raise UsageError(f"seed is from 0 to {2**32 - 1}, not {recipe.seed}")
 
 
 def _weights_of_adapters() -> UsageError:
@@ -281,4 +286,5 @@ def load_recipe(name: str) -> TrainRecipe:
     found = recipe_of(name, PRESETS, TrainRecipe, "bide_train_recipe")
     if found.lora_rank and found.weights != TrainRecipe().weights:
         raise _weights_of_adapters()
+    _check_seed(found)
     return found

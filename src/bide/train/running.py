@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from .receipt import RECEIPT, Receipt, add_to_calibration, make_receipt
 from .recipe import TrainRecipe
 from .same_run import check_same_run, differences, identity
 from .saving import Saver
-from .sharding import World, start_world
+from .sharding import World, start_world, while_others_last
 from .stopping import STOP, remove_stop
 from .tokenizer import FILES as TOKENIZER_FILES
 from .trainee import Assembled, assemble, prepare_attention, read_config
@@ -59,7 +59,7 @@ def execute(
     the run is finished; tell: after each step. Every process gets the receipt. Raises what its parts raise,
     `UsageError` where the plan does not fit the machine, or the processes do not run the same.
     """
-    with contextlib.ExitStack() as around, first_speaks():
+    with contextlib.ExitStack() as around, first_speaks(), while_others_last():
         if settings.deterministic:
             on_gpu = settings.device == "cuda" or (settings.device is None and torch.cuda.is_available())
             around.enter_context(deterministic(on_gpu=on_gpu))
@@ -156,19 +156,22 @@ def _keep_receipt(
     )
     if world.is_first:
         receipt.save(settings.out)
-        _keep_losses(settings.out / SAMPLE_LOSSES, samples, outcome.sample_losses)
+        seen = {index for step in plan.steps[: outcome.step] for index in step.samples}
+        _keep_losses(settings.out / SAMPLE_LOSSES, samples, seen, outcome.sample_losses)
         if settings.calibration and machine and chosen.calibrates and outcome.finished:
             add_to_calibration(settings.calibration, receipt, plan, machine)
     return receipt
 
 
-def _keep_losses(path: Path, samples: Sequence[Sample], fresh: dict[int, float]) -> None:
+def _keep_losses(path: Path, samples: Sequence[Sample], seen: Iterable[int], fresh: Mapping[int, float]) -> None:
+    """Add to what earlier starts kept. seen: the samples of all steps done. Where a number is of none of them, an older
+    version has numbered rows without ids, from 0, and all numbers are those of other rows."""
     known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     ids = [str(getattr(sample, "id", i)) for i, sample in enumerate(samples)]
-    if not known.keys() <= set(ids):  # of an older version, which numbered rows without ids from 0
-        known = {}
+    strange = known.keys() - {ids[i] for i in seen}
+    kept = {} if any(map(str.isdigit, strange)) else {id: known[id] for id in known.keys() - strange}
     mine = {ids[i]: loss for i, loss in fresh.items()}
-    write_atomically(path, _json(dict(sorted({**known, **mine}.items()))))
+    write_atomically(path, json.dumps(dict(sorted({**kept, **mine}.items())), indent=1) + "\n")
 
 
 def _export(made: Assembled, directory: Path, out: Path, recipe: TrainRecipe) -> None:
@@ -292,7 +295,3 @@ def _versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
-
-
-def _json(found: Any) -> str:
-    return json.dumps(found, indent=1) + "\n"

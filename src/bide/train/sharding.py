@@ -28,6 +28,8 @@ from .processes import ProcessGoneError
 
 INITIAL_DEVIATION = 0.02
 """Of random weights, as Qwen2 and Llama are initialised."""
+_LONGEST = 300
+"""Characters of torch's errors that are told."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class World:
     def sum(self, numbers: Iterable[float]) -> list[float]:
         """The sum of each number over all processes (double precision)."""
         values = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
-        with self._with_others():
-            dist.all_reduce(values)
+        dist.all_reduce(values)
         return list(map(float, values.tolist()))
 
     def any(self, mine: bool) -> bool:
@@ -57,25 +58,32 @@ class World:
     def gather(self, mine: Any) -> list[Any]:
         """What each process has, on every process."""
         found: list[Any] = [None] * self.size
-        with self._with_others():
-            dist.all_gather_object(found, mine)
+        dist.all_gather_object(found, mine)
         return found
 
     def barrier(self) -> None:
         """Wait for all."""
-        with self._with_others():
-            dist.barrier()
+        dist.barrier()
 
-    @contextlib.contextmanager
-    def _with_others(self) -> Iterator[None]:
-        """Raises `ProcessGoneError`. gloo tells by a plain RuntimeError that another process is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not isinstance(error, dist.DistError) and (self.device.type != "cpu" or self.size == 1):
-                raise
-            said = str(error).partition("\n")[0]
-            raise ProcessGoneError(f"another process of this run is gone: {said}", hint="see what it said") from error
+
+@contextlib.contextmanager
+def while_others_last() -> Iterator[None]:
+    """Raises `ProcessGoneError` in place of what torch raises where processes cannot reach each other: most often FSDP
+    does, in the middle of a step.
+
+    It belongs around the whole run. What catches a `BideError` further in saves a checkpoint, for which the processes
+    would have to meet.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        of_others = isinstance(error, dist.DistError) or "gloo/transport" in said  # gloo's have no type of their own
+        if not of_others or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        raise ProcessGoneError(
+            f"another process of this run is gone, or cannot be reached: {said[:_LONGEST]}", hint="see what it said"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -46,9 +46,10 @@ class WandbSink:
         wandb = importlib.import_module("wandb")
         run.mkdir(parents=True, exist_ok=True)
         kept, name = run / WANDB_ID, run.resolve().name
-        if not kept.exists():  # one that an older version has begun there is called by its directory's name
-            write_atomically(kept, (name if (run / "wandb").is_dir() else uuid.uuid4().hex) + "\n")
-        id = kept.read_text(encoding="utf-8").strip()
+        id = kept.read_text(encoding="utf-8").strip() if kept.exists() else ""
+        if not id:  # one that an older version has begun there is called by its directory's name
+            id = name if (run / "wandb").is_dir() else uuid.uuid4().hex
+            write_atomically(kept, id + "\n")
         try:
             self._run = wandb.init(project="bide", dir=str(run), name=name, config=settings, resume="allow", id=id)
         except wandb.errors.Error as error:
