@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -472,11 +471,9 @@ def test_lengths_alone_need_no_tokenizer_and_no_torch(tmp_path: Path) -> None:
         "from bide.cli import main\n"
         "main(['train', 'plan', '--lengths', sys.argv[1], '--gpus', 'h200:4', '--json'])"
     )
-    begin = time.process_time(), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "lengths")], capture_output=True, text=True, check=True
     )
-    assert time.monotonic() - begin[1] < 30, "it takes 3 s on two idle cores"
     found = json.loads(done.stdout)
     assert found["plan"]["steps"] == 315 and found["plan"]["hash"] == plan_of().hash
     assert len(found["table"]) == 10 and found["machines"][0]["fits"]

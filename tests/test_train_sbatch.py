@@ -1,4 +1,4 @@
-"""examples/train.sbatch, with a SLURM and a training that ends when a file is there: when it queues again."""
+"""examples/train.sbatch, with a SLURM, a training and a timer that end when a file is there: when it queues again."""
 
 from __future__ import annotations
 
@@ -41,17 +41,27 @@ def test_it_queues_again_when_time_is_over(
         command.chmod(0o755)
     text = TEMPLATE.read_text(encoding="utf-8")
     assert "sleep 270" in text
-    (tmp_path / "job").write_text(text.replace("sleep 270", f"sleep {1 if until == 'asked' else 30}"))
+    (tmp_path / "job").write_text(text.replace("sleep 270", "until [ -e late ]; do sleep 0.05; done"))
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "all", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, **slurm, "PATH": path, "UNTIL": until, "CODE": str(code)}
     job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
     if time_is_over:
-        end = time.monotonic() + 20
-        while not (tmp_path / "begun").exists() and time.monotonic() < end:
-            time.sleep(0.02)
+        wait_for(tmp_path / "begun")
         job.send_signal(signal.SIGUSR1)
+    if until == "asked":
+        wait_for(tmp_path / STOP)
+        (tmp_path / "late").touch()
     assert job.wait(30) == code
     assert (tmp_path / STOP).exists() == time_is_over
+    (tmp_path / "late").touch()
+    time.sleep(0.3 if time_is_over else 0)  # a timer that still runs would ask once more
     found = tmp_path / "asked"
     assert (found.read_text().split() if found.exists() else []) == asked
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert path.exists()
