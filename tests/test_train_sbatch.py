@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -45,17 +46,22 @@ def test_it_queues_again_when_time_is_over(
     slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "all", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "8"}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     environment = {**os.environ, **slurm, "PATH": path, "UNTIL": until, "CODE": str(code)}
-    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment)
-    if time_is_over:
-        wait_for(tmp_path / "begun")
-        job.send_signal(signal.SIGUSR1)
-    if until == "asked":
-        wait_for(tmp_path / STOP)
+    job = subprocess.Popen(["bash", "job"], cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        if time_is_over:
+            wait_for(tmp_path / "begun")
+            job.send_signal(signal.SIGUSR1)
+        if until == "asked":
+            wait_for(tmp_path / STOP)
+            (tmp_path / "late").touch()
+        assert job.wait(30) == code
+        assert (tmp_path / STOP).exists() == time_is_over
         (tmp_path / "late").touch()
-    assert job.wait(30) == code
-    assert (tmp_path / STOP).exists() == time_is_over
-    (tmp_path / "late").touch()
-    time.sleep(0.3 if time_is_over else 0)  # a timer that still runs would ask once more
+        time.sleep(0.3 if time_is_over else 0)  # a timer that still runs would ask once more
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nothing of it is left where all went well
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
     found = tmp_path / "asked"
     assert (found.read_text().split() if found.exists() else []) == asked
 
