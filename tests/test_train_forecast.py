@@ -125,8 +125,9 @@ def test_shapes_from_files_and_names(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ModelError, match=message):
             shape_of(str(tmp_path))
-    with pytest.raises(UsageError, match="neither a directory nor a model"):
-        shape_of("no such model")
+    for name in ("no such model", "./gone", "../gone"):
+        with pytest.raises(UsageError, match="neither a directory nor a model"):
+            shape_of(name)
 
 
 # Memory

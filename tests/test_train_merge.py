@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,13 @@ def made(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(made: Path, tmp_path: Path) -> Path:
     """A copy, to be broken."""
     return Path(shutil.copytree(made, tmp_path / "adapter"))
+
+
+def test_what_merges_says_nothing_of_kernels() -> None:
+    """Of bitsandbytes, which peft imports where it is installed."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    done = subprocess.run([sys.executable, "-c", "import bide.train.lora"], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
 
 
 def named_base(adapter: Path) -> str:

@@ -222,6 +222,7 @@ def test_references_are_read_as_they_are_exported(tmp_path: Path, name: str) -> 
         ("r.csv", "step,loss\ninf,2\n", "row 1: step 'inf' with loss '2'"),
         ("run-x-tag-eval_loss.csv", "Wall time,Step,Value\n1,1,2\n", "named as a curve of an evaluation, eval_loss"),
         ("run-x-tag-loss_Validation.csv", "Wall time,Step,Value\n1,1,2\n", "an evaluation, loss_Validation"),
+        ("r.jsonl", '{"loss": 1}\n', "r.jsonl, line 1: not a step of a curve: no "),
         ("r.json", "[1]", "no log_history"),
         ("r.json", '{"log_history": 5}', "no log_history"),
         ("r.json", '{"log_history": [{"loss": 2}]}', "row 1: step None with loss 2"),

@@ -32,7 +32,7 @@ def from_hub(spec: str, report: Report) -> Path:
     `UsageError` (form), `ModelError` (no such file, several, no access), `DownloadError`.
     """
     repo, _, wanted = spec.partition(":")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo):
         raise UsageError(f"not a repository of the Hugging Face hub: {repo!r}", hint=_FORM)
     try:
         if wanted.lower().endswith(".gguf") and not _SHARD.search(wanted):
@@ -127,7 +127,7 @@ def dataset_rows(
 
 def check_name(repo: str) -> None:
     """Raises `UsageError` unless `repo` reads "org/name"."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo):
         raise UsageError(f"not a repository of the Hugging Face hub: {repo!r}", hint="write org/name")
 
 
@@ -156,7 +156,7 @@ def cached_snapshot(repo: str) -> Path | None:
 def model_files(repo: str, patterns: Sequence[str]) -> Path:
     """The directory of a model "org/name" with those of its files that fit `patterns`, from the hub or its cache.
     Raises `UsageError` for a name that is none, `ModelError` (no such model, no access), `DownloadError`."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repo):
         raise UsageError(f"neither a directory nor a model of the Hugging Face hub: {repo!r}", hint="write org/name")
     try:
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=list(patterns)))

@@ -115,7 +115,8 @@ def read_curve(path: Path) -> list[Point]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise UsageError(f"{path}, line {number}: not a step of a curve ({error!r})") from error
+            why = f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"{path}, line {number}: not a step of a curve: {why}") from error
     return found
 
 

@@ -7,17 +7,22 @@ adapters reads these; a merged model is a plain Hugging Face directory: W + alph
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 
-from ..errors import ModelError, UsageError
-from .recipe import TrainRecipe
-from .sharding import World, decoder_layers, local_part
+# Where bitsandbytes is installed, peft imports it, which warns of a kernel for inference on CPUs.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+from peft import LoraConfig, inject_adapter_in_model  # noqa: E402
+
+from ..errors import ModelError, UsageError  # noqa: E402
+from .recipe import TrainRecipe  # noqa: E402
+from .sharding import World, decoder_layers, local_part  # noqa: E402
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
