@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from bide.errors import ModelError  # noqa: E402
 from bide.train import loss as loss_module  # noqa: E402
 from bide.train.attention import Documents, register  # noqa: E402
 from bide.train.loss import LossHead, chunked_cross_entropy  # noqa: E402
@@ -149,6 +150,31 @@ def of_reference(model: Any, i: int) -> Any:
     labels[: PROMPTS[i]] = -100
     logits = model(input_ids=samples()[i][None]).logits[0]
     return torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings_", "message"),
+    [
+        ("Granite", {"logits_scaling": 8.0}, "scales its logits .logits_scaling"),
+        ("Cohere", {"logit_scale": 0.0625}, "scales its logits .logit_scale"),
+        ("Phi", {}, "another head than a matrix"),
+        ("Granite", {"logits_scaling": 1.0}, None),
+    ],
+)
+def test_a_model_whose_logits_are_more_than_a_product_is_refused(
+    kind: str, settings_: dict[str, Any], message: str | None
+) -> None:
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **settings_,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    if message is None:
+        assert type(LossHead.put_on(model)) is LossHead
+    else:
+        with pytest.raises(ModelError, match=message):
+            LossHead.put_on(model)
 
 
 @pytest.mark.parametrize("tied", [False, True])

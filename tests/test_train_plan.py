@@ -304,6 +304,12 @@ def test_what_older_versions_took_without_effect_is_read_as_not_said(
     assert identity(plan.hash, older["recipe"]) == identity(plan.hash, recipe.to_json())
 
 
+def test_other_json_is_no_plan(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("[1]")
+    with pytest.raises(UsageError, match="this is no plan"):
+        Plan.load(tmp_path / "plan.json")
+
+
 @pytest.mark.parametrize("seed", [-7, 2**40])
 def test_a_seed_that_older_versions_took_is_read_and_not_said(seed: int, tmp_path: Path) -> None:
     plan = Plan.make([10] * 20, s1().with_(seed=seed), QWEN)

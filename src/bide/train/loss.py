@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import ModelError
 from .compiling import compiled
 from .memory import HEAD_ROWS, LOGITS_TOKENS
 
@@ -49,15 +50,26 @@ def chunked_cross_entropy(
     return Loss(total, tokens)
 
 
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "final_logit_softcapping")
+"""Settings of models that change logits behind the head: Granite, Cohere, Falcon-H1, Gemma2."""
+
+
 class LossHead(nn.Linear):
     """A model's output layer that returns the loss in place of logits: same weight, same name, so that what gathers
     the weights of a module before it runs (`fully_shard`) works on it."""
 
     @classmethod
     def put_on(cls, model: Any) -> LossHead:
-        """Make `model.get_output_embeddings()` a `LossHead`, in place: weights that are tied stay tied."""
+        """Make `model.get_output_embeddings()` a `LossHead`, in place: weights that are tied stay tied. Raises
+        `ModelError` for a model whose logits are more than hidden states times a matrix."""
         head = model.get_output_embeddings()
-        assert type(head) is nn.Linear and head.bias is None, f"the head is {head}"
+        if type(head) is not nn.Linear or head.bias is not None:
+            raise ModelError(f"{type(model).__name__} has another head than a matrix, which cannot be trained: {head}")
+        config = getattr(model, "config", None)
+        if scales := [name for name in _SCALES if getattr(config, name, None) not in (None, 1)]:
+            raise ModelError(
+                f"{type(model).__name__} scales its logits ({', '.join(scales)}): it cannot be trained here"
+            )
         head.__class__ = cls
         assert isinstance(head, cls)
         return head

@@ -185,6 +185,8 @@ class Plan:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Plan:
         """The inverse of `to_json`. Raises `UsageError` for another version or a hash that does not fit."""
+        if not isinstance(found, dict):
+            raise UsageError("this is no plan: no JSON object")
         if found.get("version") != _VERSION:
             raise UsageError(f"a plan of version {found.get('version')}, wanted {_VERSION}", hint="make the plan anew")
         try:
