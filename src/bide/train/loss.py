@@ -64,11 +64,15 @@ class LossHead(nn.Linear):
         `ModelError` for a model whose logits are more than hidden states times a matrix."""
         head = model.get_output_embeddings()
         if type(head) is not nn.Linear or head.bias is not None:
-            raise ModelError(f"{type(model).__name__} has another head than a matrix, which cannot be trained: {head}")
+            raise ModelError(
+                f"{type(model).__name__} has another head than a matrix, which cannot be trained: {head}",
+                hint="take a model without a bias there, such as Qwen2.5 or Llama",
+            )
         config = getattr(model, "config", None)
         if scales := [name for name in _SCALES if getattr(config, name, None) not in (None, 1)]:
             raise ModelError(
-                f"{type(model).__name__} scales its logits ({', '.join(scales)}): it cannot be trained here"
+                f"{type(model).__name__} scales its logits ({', '.join(scales)}); the loss here is of unscaled ones",
+                hint="take a model that does not, such as Qwen2.5 or Llama",
             )
         head.__class__ = cls
         assert isinstance(head, cls)
